@@ -1,0 +1,1 @@
+"""Every knob a researcher turns, one YAML a choice; installed as `lingbot.conf`."""
