@@ -1,0 +1,162 @@
+"""The exchange of a sequence group: tokens sharded <-> heads sharded (Ulysses, arXiv:2309.14509).
+
+Outside attention a rank holds some tokens with all heads; inside, all tokens with some heads, so
+the head-sharded K/V history never travels. For one chunk the receive buffer *is* the sequence in
+token order, and the attention output already is the send buffer of the way back.
+
+B batch, C chunks, L local tokens of a chunk, S all its tokens, H heads, h local heads, D head
+width, N channels, r rank.
+"""
+
+from typing import Literal
+
+import torch
+import torch.distributed as dist
+from einops import rearrange
+from torch import Tensor
+
+from lingbot.parallel.collectives import Sizes, Wire, all_gather, all_to_all
+from lingbot.parallel.communication_log import CommunicationLog
+from lingbot.parallel.splits import Splits, check_heads
+
+
+class SequenceExchange:
+    """Exchanges the tokens of chunks, shared out by `splits`, within a sequence group.
+
+    Gradients: every rank computes the same loss on the gathered output, `gather`'s backward sums
+    the gradients of the ranks, and averaging parameter gradients over ranks (as DDP does) then
+    gives exactly the gradient of one rank, for parameters used before `shard`, between it and
+    `gather`, and after. A sum over local tokens, without `gather`, comes out divided by the ranks.
+
+    Args:
+        group: the sequence group.
+        splits: tokens of a chunk per rank.
+        num_heads: attention heads of the model; a multiple of the group's size.
+        log: where each collective reports its path, bytes and time.
+        uniform: True insists on the uniform fast path, False forces the variable path, None takes
+            the uniform one when `splits` allow it.
+
+    Raises:
+        ValueError: splits, heads and group do not fit, or `uniform=True` with unequal splits.
+    """
+
+    def __init__(
+        self,
+        group: dist.ProcessGroup,
+        splits: Splits,
+        num_heads: int,
+        log: CommunicationLog | None = None,
+        uniform: bool | None = None,
+    ) -> None:
+        self.size = group.size()
+        self.rank = group.rank()
+        if splits.ranks != self.size:
+            raise ValueError(
+                f"splits for {splits.ranks} ranks in a sequence group of {self.size}: make them "
+                f"with even_splits({splits.total}, {self.size})"
+            )
+        check_heads(num_heads, self.size)
+        if uniform and not splits.uniform:
+            raise ValueError(
+                f"the uniform path needs equal splits, got {splits.sizes}: choose a number of "
+                f"tokens that divides by {self.size}, or leave uniform_fast_path unset"
+            )
+        self.splits = splits
+        self.num_heads = num_heads
+        self.local_heads = num_heads // self.size
+        self.path: Literal["uniform", "variable"] = "variable"
+        if uniform or (uniform is None and splits.uniform):
+            self.path = "uniform"
+        self.log = log if log is not None else CommunicationLog()
+        self._wire = Wire(group, self.path, self.log)
+
+    def shard(self, x: Tensor, dim: int) -> Tensor:
+        """This rank's tokens of a chunk: a view of [.., S, ..] along `dim`."""
+        if x.shape[dim] != self.splits.total:
+            raise ValueError(
+                f"dimension {dim} of {tuple(x.shape)} has {x.shape[dim]} tokens, a chunk of this "
+                f"exchange {self.splits.total}: ask the strategy for an exchange of that many"
+            )
+        return x.narrow(dim, self.splits.start(self.rank), self.splits.sizes[self.rank])
+
+    def to_heads(
+        self, q: Tensor | None, k: Tensor, v: Tensor
+    ) -> tuple[Tensor | None, Tensor, Tensor]:
+        """All heads of local tokens [B,C,L,H,D] to local heads of all tokens [B,C,S,h,D].
+
+        One exchange for all three. Without `q` (the last block of a context update needs none) only
+        keys and values travel.
+        """
+        tensors = [k, v] if q is None else [q, k, v]
+        batch, chunks, local, _, width = k.shape
+        self._check_local(local)
+        send = torch.cat(
+            [rearrange(x, "B C L (r h) D -> r B C L h D", r=self.size) for x in tensors], dim=-1
+        )
+        rows = send.view(-1, self.local_heads * send.shape[-1])
+        received = all_to_all(
+            rows,
+            self._wire,
+            send=self._rows((local,) * self.size, batch * chunks),
+            receive=self._rows(self.splits.sizes, batch * chunks),
+            name="kv" if q is None else "qkv",
+        )
+        packed = self._in_token_order(received, batch, chunks).unflatten(-1, (self.local_heads, -1))
+        *queries, keys, values = packed.split(width, dim=-1)
+        return queries[0] if queries else None, keys, values
+
+    def to_tokens(self, y: Tensor) -> Tensor:
+        """Local heads of all tokens [B,C,S,h,D] back to all heads of local tokens [B,C,L,H,D]."""
+        batch, chunks, _, _, width = y.shape
+        local = self.splits.sizes[self.rank]
+        received = all_to_all(
+            self._by_rank(y.flatten(-2), batch * chunks),
+            self._wire,
+            send=self._rows(self.splits.sizes, batch * chunks),
+            receive=self._rows((local,) * self.size, batch * chunks),
+            name="out",
+        )
+        return rearrange(
+            received,
+            "(r B C L) (h D) -> B C L (r h) D",
+            r=self.size, B=batch, C=chunks, L=local, D=width,
+        )  # fmt: skip
+
+    def gather(self, x: Tensor) -> Tensor:
+        """Local tokens [B,C,L,N] to all tokens [B,C,S,N] everywhere; gradients sum over ranks."""
+        batch, chunks, local, _ = x.shape
+        self._check_local(local)
+        sizes = self._rows(self.splits.sizes, batch * chunks)
+        received = all_gather(x.flatten(0, 2), self._wire, sizes, "gather")
+        return self._in_token_order(received, batch, chunks)
+
+    def _rows(self, sizes: tuple[int, ...], chunks: int) -> Sizes:
+        """Rows per rank of `chunks` chunks with `sizes` tokens each; None on the uniform path."""
+        return None if self.path == "uniform" else tuple(size * chunks for size in sizes)
+
+    def _in_token_order(self, rows: Tensor, batch: int, chunks: int) -> Tensor:
+        """Rows received rank by rank [(r B C L), N] as [B,C,S,N]; a view for one chunk."""
+        if batch * chunks == 1:
+            return rows.view(1, 1, self.splits.total, -1)
+        if self.splits.uniform:
+            return rearrange(rows, "(r B C L) N -> B C (r L) N", r=self.size, B=batch, C=chunks)
+        parts = rows.split([size * batch * chunks for size in self.splits.sizes])
+        return torch.cat([part.view(batch, chunks, -1, part.shape[-1]) for part in parts], dim=2)
+
+    def _by_rank(self, x: Tensor, chunks: int) -> Tensor:
+        """[B,C,S,N] as rows to send rank by rank [(r B C L), N]; a view for one chunk."""
+        if chunks == 1:
+            return x.flatten(0, 2)
+        if self.splits.uniform:
+            return rearrange(x, "B C (r L) N -> (r B C L) N", r=self.size)
+        return torch.cat(
+            [rearrange(part, "B C L N -> (B C L) N") for part in x.split(self.splits.sizes, dim=2)]
+        )
+
+    def _check_local(self, local: int) -> None:
+        expected = self.splits.sizes[self.rank]
+        if local != expected:
+            raise ValueError(
+                f"got {local} local tokens, but rank {self.rank} of {self.size} holds {expected} "
+                f"of the chunk's {self.splits.total}: pass what shard() returned"
+            )
