@@ -1,0 +1,64 @@
+"""The exchange of one rank: every method is the identity.
+
+The transformer speaks to this small object where tokens must become heads and back; with several
+ranks `lingbot.parallel.exchange.SequenceExchange` takes its place. Letters: B batch, C chunks,
+L local tokens of a chunk, S all tokens of a chunk, H heads, h local heads, D head width.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from torch import Tensor
+
+
+class Exchange(Protocol):
+    """What the transformer asks of whoever holds the other ranks' tokens."""
+
+    size: int
+    rank: int
+    path: str
+    local_heads: int
+
+    def shard(self, x: Tensor, dim: int) -> Tensor:
+        """This rank's slice of a chunk's S tokens along `dim`."""
+        ...
+
+    def to_heads(
+        self, q: Tensor | None, k: Tensor, v: Tensor
+    ) -> tuple[Tensor | None, Tensor, Tensor]:
+        """[B, C, L, H, D] -> [B, C, S, h, D] for each of q, k, v (q may be left out)."""
+        ...
+
+    def to_tokens(self, y: Tensor) -> Tensor:
+        """[B, C, S, h, D] -> [B, C, L, H, D]."""
+        ...
+
+    def gather(self, x: Tensor) -> Tensor:
+        """[B, C, L, N] -> [B, C, S, N]."""
+        ...
+
+
+class LocalExchange:
+    """One rank holds every token and every head, so nothing moves."""
+
+    size = 1
+    rank = 0
+    path = "local"
+
+    def __init__(self, num_heads: int) -> None:
+        self.local_heads = num_heads
+
+    def shard(self, x: Tensor, dim: int) -> Tensor:
+        return x
+
+    def to_heads(
+        self, q: Tensor | None, k: Tensor, v: Tensor
+    ) -> tuple[Tensor | None, Tensor, Tensor]:
+        return q, k, v
+
+    def to_tokens(self, y: Tensor) -> Tensor:
+        return y
+
+    def gather(self, x: Tensor) -> Tensor:
+        return x

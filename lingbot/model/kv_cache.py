@@ -1,0 +1,201 @@
+"""Self-attention memory of a session: a protected sink of first frames and a ring of the latest.
+
+Keys arrive already rotated to their absolute frame, and attention does not care about the order of
+its keys, so a new chunk simply overwrites the oldest slots: nothing is ever shifted or copied.
+Filled slots are always a prefix of the memory, so what a chunk sees is a view. All passes of a
+realtime step write the same slots; the context update leaves the clean chunk there.
+Letters: B batch, S tokens of a chunk, h local heads, D head width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lingbot.model.attention import attend
+from lingbot.model.rope import Grid
+
+
+@dataclass(frozen=True)
+class KVCacheConfig:
+    """How much history a chunk sees, in latent frames.
+
+    Args:
+        window: frames visible to a chunk, sink and the chunk itself included; -1 keeps everything.
+        sink: first frames of the session that are never dropped.
+        max_frames: frames the memory is made for when `window` is -1.
+
+    Raises:
+        ValueError: when sink, window and max_frames contradict each other.
+    """
+
+    window: int = -1
+    sink: int = 0
+    max_frames: int = 96
+
+    def __post_init__(self) -> None:
+        if self.window != -1 and self.window < 1:
+            raise ValueError(
+                f"kv_cache.window={self.window}: give a positive number of latent frames, "
+                "or -1 for the whole history"
+            )
+        if self.sink < 0 or (self.window != -1 and self.sink >= self.window):
+            raise ValueError(
+                f"kv_cache.sink={self.sink} must be at least 0 and smaller than "
+                f"kv_cache.window={self.window}"
+            )
+        if self.max_frames < 1:
+            raise ValueError(f"kv_cache.max_frames={self.max_frames} must be positive")
+
+    @property
+    def capacity(self) -> int:
+        """Latent frames the memory holds."""
+        return self.max_frames if self.window == -1 else self.window
+
+    @property
+    def ring(self) -> int:
+        """Latent frames outside the sink."""
+        return self.capacity - self.sink
+
+    def check_chunk(self, frames_per_chunk: int) -> None:
+        """Raises ValueError when a chunk would overwrite itself in the ring."""
+        if frames_per_chunk > self.ring:
+            raise ValueError(
+                f"a chunk of {frames_per_chunk} latent frames does not fit the ring of {self.ring} "
+                f"(capacity {self.capacity} - sink {self.sink}): raise kv_cache.window "
+                f"to at least {self.sink + frames_per_chunk} or lower the sink"
+            )
+
+
+def visible_frames(first_frame: int, frames: int, config: KVCacheConfig) -> list[int]:
+    """Latent frames that the chunk [first_frame, first_frame + frames) sees, itself included."""
+    end = first_frame + frames
+    if config.window == -1:
+        return list(range(end))
+    start = max(config.sink, end - config.ring)
+    return [*range(min(config.sink, end)), *range(start, end)]
+
+
+class KVCache:
+    """Preallocated keys and values of every layer, written chunk by chunk.
+
+    Args:
+        config: window and sink in latent frames.
+        grid: token grid of one chunk.
+        layers, batch, heads, head_dim: sizes; `heads` are those of this rank.
+
+    Raises:
+        ValueError: when a chunk does not fit the ring.
+    """
+
+    def __init__(
+        self,
+        config: KVCacheConfig,
+        grid: Grid,
+        *,
+        layers: int,
+        batch: int,
+        heads: int,
+        head_dim: int,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        config.check_chunk(grid.frames)
+        self.config, self.grid = config, grid
+        shape = (2, batch, config.capacity * grid.tokens_per_frame, heads, head_dim)
+        self._memory = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(layers)]
+        self.reset()
+
+    def reset(self) -> None:
+        """Forgets everything; the memory itself stays."""
+        self._frame_of_slot: list[int] = []  # filled slots, in slot order
+        self._ring_frames = 0  # frames ever placed in the ring
+        self._runs: list[tuple[int, int, int]] = []  # (frame in chunk, slot, count)
+
+    @property
+    def bytes(self) -> int:
+        return sum(m.numel() * m.element_size() for m in self._memory)
+
+    @property
+    def frames_visible(self) -> int:
+        return len(self._frame_of_slot)
+
+    def begin_chunk(self, first_frame: int) -> None:
+        """Gives the next chunk its slots; the oldest frames outside the sink make room.
+
+        Raises:
+            RuntimeError: when a memory that keeps everything is full.
+            ValueError: when `first_frame` is not after the frames already held.
+        """
+        if self._frame_of_slot and first_frame <= max(self._frame_of_slot):
+            raise ValueError(
+                f"chunk at frame {first_frame} comes after frame {max(self._frame_of_slot)}: "
+                "chunks are placed in order; reset() starts again"
+            )
+        slots = [self._claim_slot(first_frame + i) for i in range(self.grid.frames)]
+        self._runs = list(_runs(slots))
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Stores the chunk's k, v and attends over all that is visible: [B, 1, S, h, D] each."""
+        self.store(layer, k, v)
+        keys, values = self.visible(layer)
+        return attend(q.squeeze(1), keys, values).unsqueeze(1)
+
+    def store(self, layer: int, k: Tensor, v: Tensor) -> None:
+        """Writes the chunk's keys and values [B, 1, S, h, D] into its slots."""
+        tokens = self.grid.tokens_per_frame
+        keys, values = self._memory[layer].unbind(0)
+        for frame, slot, count in self._runs:
+            source = slice(frame * tokens, (frame + count) * tokens)
+            target = slice(slot * tokens, (slot + count) * tokens)
+            keys[:, target].copy_(k[:, 0, source])
+            values[:, target].copy_(v[:, 0, source])
+
+    def visible(self, layer: int) -> tuple[Tensor, Tensor]:
+        """Views of the filled slots: keys and values [B, visible tokens, h, D]."""
+        filled = self._memory[layer][:, :, : self.frames_visible * self.grid.tokens_per_frame]
+        return filled[0], filled[1]
+
+    def in_time_order(self, layer: int) -> tuple[Tensor, Tensor]:
+        """Copies of the visible keys and values sorted by frame, as the published code has them."""
+        order = sorted(range(self.frames_visible), key=self._frame_of_slot.__getitem__)
+        keys, values = (
+            rows.unflatten(1, (-1, self.grid.tokens_per_frame))[:, order].flatten(1, 2)
+            for rows in self.visible(layer)
+        )
+        return keys, values
+
+    def _claim_slot(self, frame: int) -> int:
+        if frame < self.config.sink:
+            slot = frame
+        else:
+            if self.config.window == -1 and self._ring_frames == self.config.ring:
+                raise RuntimeError(
+                    f"frame {frame}: the memory keeps the whole history of at most "
+                    f"{self.config.capacity} latent frames and is full; raise kv_cache.max_frames "
+                    "or give kv_cache a window"
+                )
+            slot = self.config.sink + self._ring_frames % self.config.ring
+            self._ring_frames += 1
+        if slot == len(self._frame_of_slot):
+            self._frame_of_slot.append(frame)
+        else:
+            self._frame_of_slot[slot] = frame
+        return slot
+
+
+def _runs(slots: Iterable[int]) -> Iterable[tuple[int, int, int]]:
+    """Consecutive slots as (frame in chunk, first slot, count)."""
+    start, first, count = 0, -1, 0
+    for i, slot in enumerate(slots):
+        if count and slot == first + count:
+            count += 1
+            continue
+        if count:
+            yield start, first, count
+        start, first, count = i, slot, 1
+    if count:
+        yield start, first, count
