@@ -8,8 +8,6 @@ B batch, C chunks, L local tokens of a chunk, S all its tokens, H heads, h local
 width, N channels, r rank.
 """
 
-from typing import Literal
-
 import torch
 import torch.distributed as dist
 from einops import rearrange
@@ -64,7 +62,7 @@ class SequenceExchange:
         self.splits = splits
         self.num_heads = num_heads
         self.local_heads = num_heads // self.size
-        self.path: Literal["uniform", "variable"] = "variable"
+        self.path = "variable"
         if uniform or (uniform is None and splits.uniform):
             self.path = "uniform"
         self.log = log if log is not None else CommunicationLog()
