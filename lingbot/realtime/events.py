@@ -1,8 +1,8 @@
-"""What one realtime step reports about itself: where its time went, and what it sent to other ranks.
+"""What one realtime step reports about itself: where its time went, and what it sent.
 
-A `StepReport` is one rank's own account of one step. It is plain data with a plain-dict form, so that
-ranks can exchange their accounts after a drive (never inside a step) and callbacks can plot, log and
-reduce them. Times are milliseconds of wall clock on the reporting rank; bytes are what that rank sent.
+A `StepReport` is one rank's own account of one step. It is plain data with a plain-dict form, so
+that ranks can exchange their accounts after a drive (never inside a step) and callbacks can plot,
+log and reduce them. Times are milliseconds on the reporting rank; bytes are what that rank sent.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ class StepReport:
         return 1000.0 * self.frames / self.total_ms if self.total_ms > 0 else 0.0
 
     def to_dict(self) -> dict[str, Any]:
-        """The report as plain lists, dicts, strings and numbers (fit for JSON and object gathers)."""
+        """The report as plain lists, dicts, strings and numbers (fit for JSON, object gathers)."""
         return asdict(self)
 
     @classmethod
