@@ -1,0 +1,1 @@
+"""Worlds and footage: BlockWorld, its clips, and the streams of controls that drive a session."""

@@ -1,0 +1,157 @@
+"""BlockWorld scenes: a seed and a few words make a ground, a sky and the solids that stand there.
+
+World axes are the camera's: x right, y down, z forward. The origin is the eye at the start of a
+drive, so the start pose is the identity and the ground is the plane y = `eye`. Everything is drawn
+on the CPU from one generator: a seed makes the same scene on every device.
+"""
+
+from __future__ import annotations
+
+import math
+import zlib
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Generator, Tensor, nn
+
+from lingbot.data.blockworld_rays import BOX, PILLAR, PLACE, SPHERE, Solids, distance_on_ground, enter
+from lingbot.data.blockworld_words import (
+    COATS,
+    DENSITIES,
+    GROUNDS,
+    PALETTES,
+    TIMES,
+    BlockWorldPrompt,
+    Colour,
+    Ground,
+    Light,
+    choose,
+    uniform,
+)
+
+REACH = 12.0  # solids stand within this distance of the start
+CLEARING = 1.8  # nothing stands closer to the start than this
+LIGHT_MAP = 192  # texels along each side of the ground's light map, which covers +-MAP_REACH
+MAP_REACH = REACH + 2
+
+
+@dataclass(frozen=True)
+class Scene:
+    """One BlockWorld: all that `render` needs. `light_map` [1, 1, M, M] is 1 where the sun falls."""
+
+    prompt: BlockWorldPrompt
+    eye: float
+    light: Light
+    sun: Colour  # unit vector towards the sun
+    ground: Ground
+    ground_turn: float  # radians by which the ground's pattern is turned
+    hills: tuple[float, float, float, float]  # height and three phases
+    solids: Solids
+    light_map: Tensor
+
+    def to(self, device: torch.device | str) -> Scene:
+        """The same scene with its tensors on a device."""
+        return replace(self, solids=self.solids.to(device), light_map=self.light_map.to(device))
+
+
+def make_scene(seed: int, prompt: str | BlockWorldPrompt = "") -> Scene:
+    """Make the scene of a seed; words that the prompt leaves open are drawn from the seed too."""
+    given = BlockWorldPrompt.parse(prompt) if isinstance(prompt, str) else prompt
+    generator = Generator().manual_seed(seed ^ zlib.crc32(b"BlockWorld"))
+    words = given.complete(generator)
+    assert words.time_of_day and words.ground and words.palette and words.density
+    eye = uniform(0.65, 0.95, generator)
+    light = TIMES[words.time_of_day]
+    azimuth = uniform(-math.pi, math.pi, generator)
+    elevation = math.radians(light.elevation + uniform(-4.0, 4.0, generator))
+    sun = (
+        math.cos(elevation) * math.sin(azimuth),
+        -math.sin(elevation),
+        math.cos(elevation) * math.cos(azimuth),
+    )
+    turn = uniform(-0.5, 0.5, generator)
+    phases = [uniform(0.0, 2 * math.pi, generator) for _ in range(3)]
+    hills = (uniform(0.04, 0.09, generator), *phases)
+    solids = draw_solids(words.density, words.palette, eye, generator)
+    shade = light_map(solids, sun, eye)
+    return Scene(words, eye, light, sun, GROUNDS[words.ground], turn, hills, solids, shade)
+
+
+def draw_solids(density: str, palette: str, eye: float, generator: Generator) -> Solids:
+    """Place solids around the clearing, none inside another."""
+    counts = DENSITIES[density]
+    spots: list[tuple[float, float, float]] = []
+    columns = []
+    for kind, count in enumerate(counts):
+        for _ in range(count):
+            half = draw_size(kind, generator)
+            reach = math.hypot(half[0], half[2]) if kind == 0 else half[0]
+            spot = draw_spot(reach, spots, generator)
+            yaw = uniform(0.0, math.pi, generator)
+            body = choose(PALETTES[palette], generator)
+            mark = contrast(body, choose(PALETTES[palette], generator))
+            coat = choose(COATS, generator)
+            scale = uniform(0.9, 1.4, generator)
+            columns.append(
+                (spot[0], eye - half[1], spot[1], *half, math.cos(yaw), math.sin(yaw))
+                + (*body, *mark, coat.width * scale, coat.height * scale)
+                + (coat.checks, coat.stripes, coat.joints, coat.cells, coat.noise)
+            )
+            spots.append((*spot, reach))
+    return Solids(torch.tensor(columns, dtype=torch.float32).T.contiguous(), counts)
+
+
+def contrast(body: Colour, other: Colour) -> Colour:
+    """A second colour that stands out from the first: the other, or a much darker or lighter one."""
+    if sum(abs(a - b) for a, b in zip(body, other, strict=True)) > 0.6:
+        return other
+    shade = 0.15 if sum(body) > 1.5 else 0.95
+    return tuple(0.45 * c + 0.55 * shade for c in body)
+
+
+def draw_size(kind: int, generator: Generator) -> tuple[float, float, float]:
+    """Half extents of a box (0), a pillar (1) or a sphere (2)."""
+    if kind == 0:
+        return (
+            uniform(0.3, 0.9, generator),
+            uniform(0.25, 1.0, generator),
+            uniform(0.3, 0.9, generator),
+        )
+    radius = uniform(0.18, 0.38, generator) if kind == 1 else uniform(0.35, 0.85, generator)
+    return (radius, uniform(0.7, 1.3, generator) if kind == 1 else radius, radius)
+
+
+def draw_spot(
+    reach: float, spots: list[tuple[float, float, float]], generator: Generator
+) -> tuple[float, float]:
+    """A place on the ground outside the clearing with a gap of 0.5 to every other solid."""
+    while True:
+        distance = CLEARING + reach + (REACH - CLEARING - reach) * uniform(0, 1, generator) ** 0.8
+        angle = uniform(-math.pi, math.pi, generator)
+        x, z = distance * math.sin(angle), distance * math.cos(angle)
+        if all(math.hypot(x - a, z - b) > reach + r + 0.5 for a, b, r in spots):
+            return x, z
+
+
+def light_map(solids: Solids, sun: Colour, eye: float) -> Tensor:
+    """How much light reaches the ground, [1, 1, M, M] over +-MAP_REACH: rows are z, columns x.
+
+    Every texel casts a ray to the sun at every solid; a slight blur makes the shadows soft. Near a
+    solid's foot the light fades too, which is what makes it stand on the ground.
+    """
+    axis = (torch.arange(LIGHT_MAP) + 0.5) * (2 * MAP_REACH / LIGHT_MAP) - MAP_REACH
+    z, x = (w.reshape(1, -1) for w in torch.meshgrid(axis, axis, indexing="ij"))
+    origin = (x, torch.full_like(x, eye - 1e-3), z)
+    towards_sun = tuple(torch.tensor([[c]]) for c in sun)
+    blocked = torch.zeros_like(x, dtype=torch.bool)
+    near = torch.full_like(x, math.inf)
+    for kind in (BOX, PILLAR, SPHERE):
+        for place in solids.rows[:PLACE, solids.span(kind)].split(1, dim=1):
+            blocked |= enter(kind, origin, towards_sun, place) < math.inf
+            near = torch.minimum(near, distance_on_ground(kind, x, z, place))
+    lit = nn.functional.avg_pool2d(
+        nn.functional.pad((~blocked).float().view(1, 1, LIGHT_MAP, LIGHT_MAP), (1,) * 4, value=1.0),
+        kernel_size=3, stride=1,
+    )
+    contact = 1 - 0.5 * torch.exp(-near.clamp(min=0) / 0.25).view_as(lit)
+    return lit * contact
