@@ -1,0 +1,1 @@
+"""Comparison with golden tensors computed by the published model (what `lingbot-parity` runs)."""

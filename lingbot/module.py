@@ -1,0 +1,263 @@
+"""The LightningModule: the transformer with its codec, text encoder and camera.
+
+`Trainer.fit` trains it by flow matching, `Trainer.predict` drives it, one batch a realtime step.
+Nothing is built or loaded before `configure_model`, so every value is checked first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from lingbot.camera.controls import CameraControl, Controls
+from lingbot.codec.video import VideoCodec, frames_to_uint8
+from lingbot.data.first_frame import read_image
+from lingbot.diffusion import FewStepSampler, FlowMatching
+from lingbot.model import (
+    CachedTransformer,
+    CausalLingBotTransformer,
+    ConditionerCache,
+    Exchange,
+    Grid,
+    KVCacheConfig,
+    LocalExchange,
+    TransformerConfig,
+)
+from lingbot.model.checkpoint import load_weights
+from lingbot.parallel.communication_log import CommunicationLog
+from lingbot.parallel.strategy import SequenceParallelMixin
+from lingbot.realtime.session import RealtimeSession
+
+FROZEN = "codec."
+
+
+class LingBotModule(L.LightningModule):
+    """Trains and drives a world.
+
+    Args:
+        model: sizes of the transformer.
+        codec: makes the video codec; called in `configure_model`.
+        text_encoder: makes the text encoder, likewise.
+        camera: makes the camera of a session, controls to rays; its chunk length is the chunk
+            length of everything.
+        sampler: few-step sampler for driving.
+        kv_cache: window and sink, for driving and for training clips alike.
+        conditioner_cache: policy `step`, `denoise` or `off`.
+        objective: training objective; not needed for driving.
+        optimizer: parameters -> optimizer; not needed for driving.
+        scheduler: optimizer -> learning-rate scheduler, stepped every training step.
+        weights: folder of a world or of a public checkpoint; None starts from random weights.
+        seed: of the noise in training and validation.
+
+    Raises:
+        ValueError: when camera, model and cache do not fit each other.
+    """
+
+    def __init__(
+        self,
+        model: TransformerConfig,
+        codec: Callable[[], VideoCodec],
+        text_encoder: Callable[[], nn.Module],
+        camera: Callable[[], CameraControl],
+        sampler: FewStepSampler,
+        kv_cache: KVCacheConfig,
+        conditioner_cache: str = "step",
+        objective: FlowMatching | None = None,
+        optimizer: Callable[[Iterable[nn.Parameter]], Optimizer] | None = None,
+        scheduler: Callable[[Optimizer], Any] | None = None,
+        weights: str | Path | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        ConditionerCache(conditioner_cache)  # refuses an unknown policy
+        self.camera = camera()
+        kv_cache.check_chunk(self.camera.frames_per_chunk)
+        if self.camera.channels != model.control_channels:
+            raise ValueError(
+                f"camera.kind={self.camera.kind!r} gives {self.camera.channels} control channels, "
+                f"model.control={model.control!r} takes {model.control_channels}: make them alike"
+            )
+        self.config, self.sampler, self.objective = model, sampler, objective
+        self.kv_cache, self.conditioner_cache = kv_cache, conditioner_cache
+        self.grid: Grid = model.grid(
+            self.camera.frames_per_chunk, self.camera.height // 8, self.camera.width // 8
+        )
+        self._make_codec, self._make_text_encoder, self._make_camera = codec, text_encoder, camera
+        self._make_optimizer, self._make_scheduler = optimizer, scheduler
+        self.weights, self.seed = weights, seed
+        self.strict_loading = False  # checkpoints leave the frozen codec out
+        self.transformer: CausalLingBotTransformer | None = None
+        self.session: RealtimeSession | None = None
+        self._world: tuple[Tensor, str, int] | None = None
+
+    # ---- building -----------------------------------------------------------------------------
+
+    def configure_model(self) -> None:
+        """Builds transformer, text encoder and codec, once; loads `weights` where given."""
+        if self.transformer is not None:
+            return
+        self.transformer = CausalLingBotTransformer(self.config)
+        self.text_encoder = self._make_text_encoder()
+        self.codec = self._make_codec().requires_grad_(False).eval()
+        if self.weights is not None:
+            load_weights(self.transformer, self.text_encoder, self.weights)
+
+    def exchange(self) -> Exchange:
+        """How tokens and heads of one chunk meet: the strategy's, or the identity."""
+        strategy = self._trainer and self._trainer.strategy
+        if isinstance(strategy, SequenceParallelMixin):
+            return strategy.exchange(self.grid.tokens, self.config.num_heads)
+        return LocalExchange(self.config.num_heads)
+
+    @property
+    def communication(self) -> CommunicationLog | None:
+        """The log of the exchange, under a sequence-parallel strategy."""
+        strategy = self._trainer and self._trainer.strategy
+        if isinstance(strategy, SequenceParallelMixin):
+            return strategy.communication_log
+        return None
+
+    # ---- driving ------------------------------------------------------------------------------
+
+    def start_world(self, image: Tensor | str | Path, prompt: str, seed: int = 0) -> None:
+        """Chooses the world that the next `Trainer.predict` drives.
+
+        Args:
+            image: first frame, uint8 [H, W, 3] or the path of an image file.
+            prompt: what the world is.
+            seed: of the session's noise.
+        """
+        if not isinstance(image, Tensor):
+            image = read_image(image, self.camera.height, self.camera.width)
+        self._world = (image, prompt, seed)
+
+    def new_session(
+        self, image: Tensor | str | Path, prompt: str, seed: int = 0
+    ) -> RealtimeSession:
+        """A session of its own over this module's weights, at its first step."""
+        self.configure_model()
+        assert self.transformer is not None
+        self.start_world(image, prompt, seed)
+        model = CachedTransformer(
+            self.transformer, self.kv_cache, self.grid, self.exchange(), self.conditioner_cache
+        )
+        session = RealtimeSession(
+            model, self.codec, self.text_encoder, self._make_camera(), self.sampler,
+            self.communication,
+        )  # fmt: skip
+        assert self._world is not None
+        session.reset(*self._world)
+        return session
+
+    def on_predict_start(self) -> None:
+        if self._world is None:
+            raise RuntimeError("nothing to drive: call start_world(image, prompt, seed) first")
+        self.session = self.new_session(*self._world)
+
+    def predict_step(self, controls: Controls, batch_idx: int) -> Tensor:
+        """One realtime step: frames uint8 [T, H, W, 3] on the CPU."""
+        assert self.session is not None
+        return self.session.step(controls)
+
+    def on_predict_end(self) -> None:
+        self._close_session()
+
+    def on_exception(self, exception: BaseException) -> None:
+        self._close_session()
+
+    def _close_session(self) -> None:
+        if self.session is not None:
+            self.session.close()
+
+    # ---- training -----------------------------------------------------------------------------
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+        """Batch of clips (see `lingbot.data.blockworld_clips`) -> loss."""
+        losses = self._losses(batch, self._generator(self.global_step, batch_idx))
+        self.log("train/loss", losses["loss"], prog_bar=True)
+        self.log("train/clean_error", losses["clean_error"])
+        return losses["loss"]
+
+    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        losses = self._losses(batch, self._generator(-1, batch_idx))
+        size = len(batch["prompt"])
+        self.log("val/loss", losses["loss"], prog_bar=True, sync_dist=True, batch_size=size)
+        self.log("val/clean_error", losses["clean_error"], sync_dist=True, batch_size=size)
+
+    def configure_optimizers(self) -> Any:
+        if self._make_optimizer is None or self.objective is None:
+            raise RuntimeError("training needs an objective and an optimizer: see conf/train.yaml")
+        optimizer = self._make_optimizer(p for p in self.parameters() if p.requires_grad)
+        if self._make_scheduler is None:
+            return optimizer
+        scheduler = self._make_scheduler(optimizer)
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
+        }
+
+    def sample_clip(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        """Drives the batch's first clip: (generated, true) frames, uint8 [T, H, W, 3] each."""
+        latents = batch["latents"][:1]
+        chunks = latents.shape[2] // self.camera.frames_per_chunk
+        truth = frames_to_uint8(self.codec.decode(latents))[0].cpu()
+        session = self.new_session(batch["image"][0], batch["prompt"][0], seed=self.seed)
+        poses = batch["poses"][0].cpu()
+        with session:
+            steps = [session.step(c) for c in self._controls(poses, batch, chunks)]
+        return torch.cat(steps), truth
+
+    def _controls(self, poses: Tensor, batch: dict[str, Any], chunks: int) -> Iterable[Controls]:
+        first = 4 * (self.camera.frames_per_chunk - 1) + 1
+        length = 4 * self.camera.frames_per_chunk
+        ends = [first + length * i for i in range(chunks)]
+        for begin, end in zip([0, *ends], ends, strict=False):
+            if self.camera.kind == "act":
+                actions = batch["actions"][0][max(begin - 1, 0) : end - 1]
+                yield Controls(actions=tuple(actions))
+            else:
+                yield Controls(poses=poses[begin:end])
+
+    def _losses(self, batch: dict[str, Any], generator: torch.Generator) -> dict[str, Tensor]:
+        assert self.objective is not None
+        assert self.transformer is not None
+        clean = batch["latents"]
+        condition = clean.new_zeros(clean.shape[0], 4 + clean.shape[1], *clean.shape[2:])
+        condition[:, :4, 0] = 1
+        condition[:, 4:, :1] = batch["image_latent"]
+        return self.objective(
+            self.transformer,
+            clean,
+            condition,
+            self._clip_controls(batch, clean),
+            self.text_encoder(list(batch["prompt"])),
+            cache=self.kv_cache,
+            exchange=self.exchange(),
+            generator=generator,
+        )
+
+    def _clip_controls(self, batch: dict[str, Any], clean: Tensor) -> Tensor:
+        """Folded rays [B, channels, F, H, W] of every clip's drive."""
+        actions = batch.get("actions") or [None] * len(batch["poses"])
+        clips = [
+            self.camera.clip(poses, clean.shape[2], keys, device=clean.device)
+            for poses, keys in zip(batch["poses"].cpu(), actions, strict=True)
+        ]
+        return torch.cat(clips)
+
+    def _generator(self, step: int, batch_idx: int) -> torch.Generator:
+        """Alike on the ranks of a sequence group, different on data ranks and in every step."""
+        mesh = self.device_mesh
+        data_rank = mesh["data"].get_local_rank() if mesh is not None else self.global_rank
+        key = (self.seed, data_rank, step + 1, batch_idx)
+        return torch.Generator().manual_seed(hash(key) & 0x7FFF_FFFF_FFFF_FFFF)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        state = checkpoint["state_dict"]
+        checkpoint["state_dict"] = {k: v for k, v in state.items() if not k.startswith(FROZEN)}

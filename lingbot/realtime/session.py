@@ -1,0 +1,227 @@
+"""A world being driven: controls in, frames out, one chunk a realtime step.
+
+The same session serves `Trainer.predict`, a notebook cell and a live player. A step is: controls to
+rays, 4 denoise passes, the context update, streaming decode. Noise is drawn for the whole chunk
+from the session's generator on every rank: a seed makes the same video on any number of ranks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import TracebackType
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from lingbot.camera.controls import CameraControl, Controls
+from lingbot.codec.video import VideoCodec, frames_to_uint8, uint8_to_frames
+from lingbot.diffusion.sampler import FewStepSampler
+from lingbot.model import CachedTransformer
+from lingbot.model.kv_cache import visible_frames
+from lingbot.parallel.communication_log import CommunicationLog
+from lingbot.realtime.clock import StepClock
+from lingbot.realtime.events import StepReport, total_collectives
+
+
+class PastChunk(NamedTuple):
+    """What is needed to update the context with a chunk again."""
+
+    first_frame: int
+    controls: Tensor
+    condition: Tensor
+    clean: Tensor
+
+
+class RealtimeSession:
+    """Drives one world.
+
+    Args:
+        model: the transformer with its caches; the session resets and owns them.
+        codec: encodes the first frame, decodes the chunks.
+        text_encoder: list of prompts -> [B, tokens, text_dim].
+        camera: turns controls into rays; keeps the camera's pose between steps.
+        sampler: the few-step sampler.
+        communication: log of the exchange, where there is one.
+
+    The session begins with `reset`; it is a context manager that closes itself.
+    """
+
+    def __init__(
+        self,
+        model: CachedTransformer,
+        codec: VideoCodec,
+        text_encoder: nn.Module,
+        camera: CameraControl,
+        sampler: FewStepSampler,
+        communication: CommunicationLog | None = None,
+    ) -> None:
+        self.model, self.codec, self.text_encoder = model, codec, text_encoder
+        self.camera, self.sampler, self.communication = camera, sampler, communication
+        self.device = model.transformer.device
+        self.report: StepReport | None = None
+        self._decoder = codec.stream()
+        self._clock = StepClock(self.device)
+        self._generator = torch.Generator(self.device)
+        self._past: list[PastChunk] = []
+        self._open = False
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def reset(self, image: Tensor, prompt: str, seed: int = 0) -> None:
+        """Starts a world over; memory is kept, its contents are not.
+
+        Args:
+            image: first frame, uint8 [H, W, 3], of the camera's size.
+            prompt: what the world is.
+            seed: of all noise in the session.
+
+        Raises:
+            ValueError: for an image of another size or type.
+        """
+        self._check_image(image)
+        self.model.reset()
+        self.camera.reset()
+        self._decoder.reset()
+        self._past.clear()
+        self.step_index, self.report = 0, None
+        self._generator.manual_seed(seed)
+        self._first_condition, self._later_condition = self._conditions(image)
+        self._open = True
+        self.change_prompt(prompt)
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def step(self, controls: Controls) -> Tensor:
+        """One realtime step.
+
+        Returns:
+            frames: uint8 [T, H, W, 3] on the CPU; T is 4 (f - 1) + 1 in the first step, then 4 f.
+
+        Raises:
+            RuntimeError: before `reset` or after `close`.
+            ValueError: for controls that do not fill the chunk.
+        """
+        self._check_open()
+        self._clock.start()
+        if self.communication is not None:
+            self.communication.clear()
+        rays = self.camera.chunk(controls, self.device)
+        if controls.prompt is not None:
+            self.change_prompt(controls.prompt, recompute_history=controls.history == "recompute")
+        clean = self._make_chunk(rays)
+        with self._clock.span("decode"):
+            frames = frames_to_uint8(self._decoder.decode(clean))[0].cpu()
+        self.report = self._account(len(frames))
+        self.step_index += 1
+        return frames
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def change_prompt(self, prompt: str, recompute_history: bool = False) -> None:
+        """Makes `prompt` hold from the next chunk on.
+
+        The history keeps the keys and values made under the old prompt, unless it is recomputed:
+        then every visible chunk passes through the context update again.
+        """
+        self._check_open()
+        self.model.set_text(self.text_encoder([prompt]).to(self.device))
+        if recompute_history:
+            self.model.memory.reset()
+            for past in self._past:
+                self.model.begin_chunk(past.controls, past.condition, past.first_frame)
+                self.model.update_context(past.clean)
+
+    def close(self) -> None:
+        """Ends the session; a new one begins with `reset`."""
+        self._open = False
+        self._past.clear()
+        self.model.reset()
+        if self.communication is not None:
+            self.communication.stop()
+
+    def __enter__(self) -> RealtimeSession:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    @property
+    def first_latent_frame(self) -> int:
+        """Latent frame at which the next chunk starts."""
+        return self.step_index * self.model.grid.frames
+
+    def _make_chunk(self, rays: Tensor) -> Tensor:
+        """Clean latents [1, 16, f, h, w] of the next chunk; its keys and values stay behind."""
+        condition = self._first_condition if self.step_index == 0 else self._later_condition
+        with self._clock.span("camera"):
+            self.model.begin_chunk(rays, condition, self.first_latent_frame)
+        clean = self.sampler(self._noise(), self._timed_pass, self._noise)
+        with self._clock.span("context_update"):
+            self.model.update_context(clean)
+        self._remember(PastChunk(self.first_latent_frame, rays, condition, clean))
+        return clean
+
+    def _timed_pass(self, noisy: Tensor, timestep: float) -> Tensor:
+        with self._clock.span("pass"):
+            return self.model.predict(noisy, timestep)
+
+    def _noise(self) -> Tensor:
+        shape = self._first_condition[:, :1].expand(-1, self.codec.latent_channels, -1, -1, -1)
+        return torch.randn(shape.shape, generator=self._generator, device=self.device)
+
+    def _remember(self, chunk: PastChunk) -> None:
+        """Keeps the chunks of which the next one will see a frame."""
+        frames = self.model.grid.frames
+        seen = set(visible_frames(chunk.first_frame + frames, frames, self.model.memory.config))
+        self._past = [
+            past
+            for past in [*self._past, chunk]
+            if not seen.isdisjoint(range(past.first_frame, past.first_frame + frames))
+        ]
+
+    def _conditions(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """Mask and image latents [1, 20, f, h, w] of the first chunk and of all later ones."""
+        latent = self.codec.encode(uint8_to_frames(image[None, None].to(self.device)))
+        later = latent.new_zeros(1, 4 + latent.shape[1], self.model.grid.frames, *latent.shape[3:])
+        first = later.clone()
+        first[:, :4, 0] = 1
+        first[:, 4:, :1] = latent
+        return first, later
+
+    def _account(self, frames: int) -> StepReport:
+        times = self._clock.read()
+        counts = self.model.conditioner.take_counts()
+        calls = self.communication.collect() if self.communication is not None else []
+        return StepReport(
+            step=self.step_index,
+            frames=frames,
+            pass_ms=times["pass"],
+            context_update_ms=sum(times["context_update"]),
+            camera_ms=sum(times["camera"]),
+            decode_ms=sum(times["decode"]),
+            total_ms=sum(times["total"]),
+            collectives=total_collectives(calls),
+            conditioner_hits=counts.hits,
+            conditioner_misses=counts.misses,
+            conditioner_bytes=counts.bytes,
+        )
+
+    def _check_open(self) -> None:
+        if not self._open:
+            raise RuntimeError(
+                "the session has no world: call reset(image, prompt, seed) before the first step"
+            )
+
+    def _check_image(self, image: Tensor) -> None:
+        size: Sequence[int] = (self.camera.height, self.camera.width, 3)
+        if image.dtype != torch.uint8 or tuple(image.shape) != tuple(size):
+            raise ValueError(
+                f"the first frame is {tuple(image.shape)} {image.dtype}; this session takes uint8 "
+                f"{tuple(size)}: read it with lingbot.data.first_frame.read_image"
+            )
