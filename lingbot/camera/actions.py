@@ -13,6 +13,8 @@ from collections.abc import Iterable
 import torch
 from torch import Generator, Tensor
 
+from lingbot.camera.poses import check_poses
+
 KEYS = "wasdijkl"
 MOVE_KEYS = "wasd"
 IDLE = "none"
@@ -86,11 +88,7 @@ class CameraDriver:
 
     def __init__(self, pose: Tensor | None = None) -> None:
         self.pose = torch.eye(4, dtype=torch.float64) if pose is None else pose.double().clone()
-        if self.pose.shape != (4, 4) or not bool(torch.isfinite(self.pose).all()):
-            raise ValueError(
-                f"the start pose has shape {tuple(self.pose.shape)} or values that are not finite: "
-                "give a finite camera-to-world matrix [4, 4]."
-            )
+        check_poses(self.pose[None], "the start pose")
         rise = float(-self.pose[1, 2].clamp(-1.0, 1.0))  # y points down
         self.pitch = math.degrees(math.asin(rise))
 

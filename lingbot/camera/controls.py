@@ -1,0 +1,299 @@
+"""What steers one chunk, and how it becomes the transformer's control tensor.
+
+`Controls` is what a realtime step is given; `CameraControl` keeps the camera between the steps and
+turns each chunk's keys or poses into folded rays. A latent frame j stands for the video frame 4j:
+its pose and the keys that led to it. Nothing depends on later frames or on the session's length.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from einops import repeat
+from torch import Tensor
+
+from lingbot.camera.actions import MOVE_KEYS, CameraDriver, check_keys
+from lingbot.camera.offline import offline_poses
+from lingbot.camera.plucker import fold_rays, plucker_rays, scale_intrinsics
+from lingbot.camera.poses import check_poses, relative_poses, scale_translations
+
+FOLD = 8  # pixels a latent pixel, each way
+VIDEO_FRAMES = 4  # video frames a latent frame
+Kind = Literal["cam", "act"]
+Intrinsics = tuple[float, float, float, float]
+
+NEEDS_KEYS = (
+    "act control is made of held keys and poses do not tell them: drive with actions, or use a "
+    "model with cam control."
+)
+
+
+def frames_in_chunk(step: int, frames_per_chunk: int) -> int:
+    """Video frames that a chunk adds to the first one: 4 (f - 1) in the first chunk, 4 f later."""
+    return VIDEO_FRAMES * (frames_per_chunk - (step == 0))
+
+
+@dataclass(frozen=True)
+class Controls:
+    """What steers one chunk of f latent frames.
+
+    Args:
+        actions: held keys of each video frame: 4 (f - 1) in the first chunk, later 4 f.
+        poses: camera-to-world poses of the video frames instead, [n, 4, 4]: 4 (f - 1) + 1 in the
+            first chunk, where the first frame of all has one too, later 4 f.
+        prompt: what the world becomes from this chunk on; None leaves it as it is.
+        history: with a new prompt, keep the caches of the past or recompute them under it.
+        held: how many trailing entries were added, holding still, to fill the chunk.
+        intrinsics: fx, fy, cx, cy for 832x480 of a recorded drive, read at the first chunk; None
+            for the camera's own.
+        largest_step: longest translation between latent frames of the whole recorded drive, where
+            it is known; read at the first chunk by `translation_scale="offline"`.
+
+    Raises:
+        ValueError: both or neither of actions and poses, an unknown key, poses that are not rigid.
+    """
+
+    actions: tuple[str, ...] | None = None
+    poses: Tensor | None = None
+    prompt: str | None = None
+    history: Literal["keep", "recompute"] = "keep"
+    held: int = 0
+    intrinsics: Intrinsics | None = None
+    largest_step: float | None = None
+
+    def __post_init__(self) -> None:
+        if (self.actions is None) == (self.poses is None):
+            raise ValueError(
+                "a chunk is steered by either actions or poses: give exactly one of the two, not "
+                + ("neither." if self.actions is None else "both.")
+            )
+        if self.actions is not None:
+            if isinstance(self.actions, str):
+                raise ValueError(
+                    f"actions is the string {self.actions!r}: give one string of keys a video "
+                    "frame, as parse_actions makes them."
+                )
+            object.__setattr__(self, "actions", tuple(check_keys(keys) for keys in self.actions))
+        if self.poses is not None:
+            check_poses(self.poses, "the poses of the controls")
+        if self.history not in ("keep", "recompute"):
+            raise ValueError(f"history={self.history!r}: choose keep or recompute.")
+
+    def to(self, device: Any, **_: Any) -> "Controls":
+        """Stay on the CPU when Lightning moves batches: poses are few and float64."""
+        return self
+
+
+class CameraControl:
+    """The camera of a session: controls of one chunk after another to the transformer's control.
+
+    Args:
+        kind: "cam" folds rays, origin and direction; "act" directions and the keys w, a, s, d.
+        height: of the video in pixels, a multiple of 8.
+        width: likewise.
+        frames_per_chunk: latent frames in a chunk.
+        intrinsics: fx, fy, cx, cy for 832x480; rescaled to the video's size.
+        translation_scale: length that counts as 1 between latent frames. The default is what four
+            frames of forward motion make. "offline" takes the longest step of the whole drive,
+            which only a recorded one knows.
+
+    Raises:
+        ValueError: an unknown kind, a size that does not fold, a scale or intrinsics not positive.
+    """
+
+    def __init__(
+        self,
+        kind: Kind,
+        height: int,
+        width: int,
+        frames_per_chunk: int,
+        intrinsics: Sequence[float] = (520.0, 520.0, 416.0, 240.0),
+        translation_scale: float | Literal["offline"] = 0.2,
+    ) -> None:
+        if kind not in ("cam", "act"):
+            raise ValueError(f"control kind {kind!r} is unknown: choose cam or act.")
+        if height < FOLD or width < FOLD or height % FOLD or width % FOLD:
+            raise ValueError(
+                f"height={height}, width={width}: both must be multiples of {FOLD} pixels, the size "
+                "of a latent pixel."
+            )
+        if frames_per_chunk < 1:
+            raise ValueError(f"frames_per_chunk={frames_per_chunk}: at least 1 is needed.")
+        if translation_scale != "offline":
+            translation_scale = check_scale(translation_scale)
+        self.kind = kind
+        self.height, self.width = height, width
+        self.frames_per_chunk = frames_per_chunk
+        self.intrinsics = check_intrinsics(intrinsics)
+        self.translation_scale = translation_scale
+        self.reset()
+
+    @property
+    def channels(self) -> int:
+        """Channels of the control tensor: 384 for cam, 448 for act."""
+        return FOLD * FOLD * (6 if self.kind == "cam" else 3 + len(MOVE_KEYS))
+
+    @property
+    def pose(self) -> Tensor:
+        """Camera-to-world pose of the last video frame so far, [4, 4] float64."""
+        return self._driver.pose.clone()
+
+    @property
+    def video_poses(self) -> Tensor:
+        """Poses of the last chunk's video frames, the very first one included, [n, 4, 4]."""
+        return self._video_poses.clone()
+
+    def reset(self, start: Tensor | None = None) -> None:
+        """Begin a new session at this camera-to-world pose [4, 4], the identity by default.
+
+        The control does not depend on where a drive starts; `pose` and `video_poses` do.
+        """
+        self._driver = CameraDriver(start)
+        self._video_poses = self._driver.pose[None]
+        self._step = 0
+        self._latent_pose: Tensor | None = None
+        self._session_intrinsics = self.intrinsics
+        self._session_scale = 1.0
+
+    @torch.no_grad()
+    def chunk(self, controls: Controls, device: torch.device | str = "cpu") -> Tensor:
+        """Control tensor of the next chunk, [1, channels, f, H / 8, W / 8] float32 on `device`.
+
+        Raises:
+            ValueError: controls that do not fit this chunk; the camera stays where it was.
+        """
+        self._check(controls)
+        if self._step == 0:
+            self._session_intrinsics = controls.intrinsics or self.intrinsics
+            self._session_scale = self._scale(controls)
+        first_latent = 0 if self._step == 0 else VIDEO_FRAMES - 1
+        poses = self._advance(controls)
+        latent = poses[first_latent::VIDEO_FRAMES]
+        keys = None
+        if controls.actions is not None:
+            reached_by = ("", *controls.actions) if self._step == 0 else controls.actions
+            keys = reached_by[first_latent::VIDEO_FRAMES]
+        relative = relative_poses(latent, self._latent_pose)
+        relative = scale_translations(relative, self._session_scale)
+        self._latent_pose, self._video_poses = latent[-1], poses
+        self._step += 1
+        return self._control(relative.float().to(device), keys, self._session_intrinsics)
+
+    @torch.no_grad()
+    def clip(
+        self,
+        poses: Tensor,
+        num_latent_frames: int,
+        actions: Sequence[str] | None = None,
+        device: torch.device | str = "cpu",
+    ) -> Tensor:
+        """Control tensor of a whole clip, [1, channels, F, H / 8, W / 8] float32.
+
+        With a fixed scale it equals the chunks of the same drive, one behind the other, and leaves
+        the session's camera alone. With "offline" the latent frames spread over all the poses.
+
+        Args:
+            poses: camera-to-world of the video frames, [T, 4, 4]; 4 (F - 1) + 1 or, offline, more.
+            num_latent_frames: F.
+            actions: keys that led to each frame but the first, T - 1 of them; for act control.
+            device: where the control is made.
+        """
+        check_poses(poses, "the poses of the clip")
+        if actions is not None and len(actions) != len(poses) - 1:
+            raise ValueError(
+                f"{len(actions)} actions for {len(poses)} poses: give {len(poses) - 1}, one for "
+                "each frame but the first."
+            )
+        if self.translation_scale == "offline":
+            _, relative = offline_poses(poses, num_latent_frames)
+        else:
+            needed = VIDEO_FRAMES * (num_latent_frames - 1) + 1
+            if len(poses) != needed:
+                raise ValueError(
+                    f"{len(poses)} poses for {num_latent_frames} latent frames: give {needed}, "
+                    'or use translation_scale="offline", which spreads them over more poses.'
+                )
+            steps = relative_poses(poses[::VIDEO_FRAMES])
+            relative = scale_translations(steps, self.translation_scale)
+        keys = None if actions is None else ("", *actions)[::VIDEO_FRAMES][:num_latent_frames]
+        return self._control(relative.float().to(device), keys, self.intrinsics)
+
+    def _check(self, controls: Controls) -> None:
+        """Refuse controls that do not fit the next chunk, before anything has moved."""
+        frames = frames_in_chunk(self._step, self.frames_per_chunk)
+        chunk = f"chunk {self._step} of {self.frames_per_chunk} latent frames"
+        if controls.poses is not None:
+            if self.kind == "act":
+                raise ValueError(NEEDS_KEYS)
+            needed = frames + (self._step == 0)
+            if len(controls.poses) != needed:
+                raise ValueError(f"{len(controls.poses)} poses for {chunk}: give {needed}.")
+        elif (count := len(controls.actions or ())) != frames:
+            raise ValueError(
+                f'{count} actions for {chunk}: give {frames}, one a video frame ("" for no key).'
+            )
+        if self._step == 0:
+            self._scale(controls)
+            check_intrinsics(controls.intrinsics or self.intrinsics)
+
+    def _scale(self, controls: Controls) -> float:
+        """The translation scale of a session that these controls begin."""
+        if self.translation_scale != "offline":
+            return self.translation_scale
+        if self.kind == "act":
+            return 1.0  # rays without origins have no scale
+        if controls.largest_step is None:
+            raise ValueError(
+                'translation_scale="offline" needs the longest step of the whole drive, which a '
+                "live one does not know: give a number such as 0.2, or drive a recorded folder."
+            )
+        return check_scale(controls.largest_step)
+
+    def _advance(self, controls: Controls) -> Tensor:
+        """Move the camera; return the chunk's video poses, the very first one included."""
+        if controls.poses is not None:
+            poses = controls.poses.detach().double().cpu().clone()
+            self._driver = CameraDriver(poses[-1])
+            return poses
+        start = [self._driver.pose] if self._step == 0 else []
+        moved = [self._driver.step(keys) for keys in controls.actions or ()]
+        return torch.stack(start + moved)
+
+    def _control(
+        self, relative: Tensor, keys: Sequence[str] | None, intrinsics: Intrinsics
+    ) -> Tensor:
+        """Relative poses [F, 4, 4] and the keys of their frames to [1, channels, F, H/8, W/8]."""
+        given = torch.tensor(intrinsics, dtype=torch.float64)
+        scaled = scale_intrinsics(given, self.height, self.width)
+        rays = plucker_rays(relative, scaled, self.height, self.width)  # [6, F, H, W]
+        if self.kind == "act":
+            if keys is None:
+                raise ValueError(NEEDS_KEYS)
+            held = [[float(key in frame) for frame in keys] for key in MOVE_KEYS]
+            images = repeat(rays.new_tensor(held), "k f -> k f h w", h=self.height, w=self.width)
+            rays = torch.cat([rays[3:], images])
+        return fold_rays(rays, FOLD)[None].contiguous()
+
+
+def check_scale(scale: float) -> float:
+    """Return a translation scale, or raise ValueError where it is not a positive number."""
+    if isinstance(scale, (str, bool)) or not 0 < scale < math.inf:
+        raise ValueError(
+            f"translation scale {scale!r}: give a positive length (0.2 is what four frames of "
+            'forward motion make) or "offline".'
+        )
+    return float(scale)
+
+
+def check_intrinsics(intrinsics: Sequence[float]) -> Intrinsics:
+    """Return fx, fy, cx, cy as floats, or raise ValueError where they are no camera's."""
+    numbers = [float(number) for number in intrinsics]
+    if len(numbers) != 4 or not all(map(math.isfinite, numbers)) or min(numbers[:2]) <= 0:
+        raise ValueError(
+            f"intrinsics {numbers}: give fx, fy, cx, cy in pixels of an 832x480 image, all finite, "
+            "fx and fy positive."
+        )
+    fx, fy, cx, cy = numbers
+    return fx, fy, cx, cy
