@@ -116,8 +116,8 @@ class CameraControl:
             raise ValueError(f"control kind {kind!r} is unknown: choose cam or act.")
         if height < FOLD or width < FOLD or height % FOLD or width % FOLD:
             raise ValueError(
-                f"height={height}, width={width}: both must be multiples of {FOLD} pixels, the size "
-                "of a latent pixel."
+                f"height={height}, width={width}: both must be multiples of {FOLD}, the pixels of "
+                "a latent pixel."
             )
         if frames_per_chunk < 1:
             raise ValueError(f"frames_per_chunk={frames_per_chunk}: at least 1 is needed.")
@@ -206,6 +206,8 @@ class CameraControl:
                 f"{len(actions)} actions for {len(poses)} poses: give {len(poses) - 1}, one for "
                 "each frame but the first."
             )
+        if num_latent_frames < 1:
+            raise ValueError(f"num_latent_frames={num_latent_frames}: a clip has at least one.")
         if self.translation_scale == "offline":
             _, relative = offline_poses(poses, num_latent_frames)
         else:
