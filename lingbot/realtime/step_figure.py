@@ -29,12 +29,13 @@ _CROWD = 80  # more bars than this are drawn without gaps
 _COLLECTIVES = ("#5b7fa6", "#d98c5f", "#7fa65b", "#a65b86", "#8c8c5b", "#5ba6a0")
 
 
-def draw_steps(by_rank: Sequence[Sequence[StepReport]], fps: int = 16) -> Figure:
+def draw_steps(by_rank: Sequence[Sequence[StepReport]], fps: int = 16, note: str = "") -> Figure:
     """Draw reports [rank][step] as the mean over ranks, with a mark where the slowest rank ended.
 
     Args:
         by_rank: reports of a drive; `[reports]` for one rank.
         fps: the pace of playback, drawn as the time a step may take to keep up with it.
+        note: added to the title, for what the reports cannot say about themselves.
 
     Raises:
         ValueError: no reports, or ranks that report different steps.
@@ -66,7 +67,7 @@ def draw_steps(by_rank: Sequence[Sequence[StepReport]], fps: int = 16) -> Figure
     rows[-1].xaxis.set_major_locator(ticks)
     margin = max(0.6, 3 - len(steps) / 2)
     rows[-1].set_xlim(means[0].step - margin, means[-1].step + margin)
-    title = _title(means, slowest, len(by_rank))
+    title = " · ".join(filter(None, (_title(means, slowest, len(by_rank)), note)))
     figure.suptitle(title, x=0.012, ha="left", color=_INK, fontsize=13)
     return figure
 
@@ -75,7 +76,7 @@ def _draw_time(
     axes: Axes, means: Sequence[StepReport], slowest: np.ndarray | None, fps: int
 ) -> None:
     x = np.array([report.step for report in means])
-    _stack(axes, x, _parts(means), slowest)
+    _stack(axes, x, _parts(means), slowest, "slowest rank")
     _style(axes, "ms a step")
     totals = np.array([report.total_ms for report in means])
     top = _leave_out_warmup(axes, x, totals if slowest is None else slowest)
@@ -129,7 +130,7 @@ def _draw_collectives(axes: Axes, means: Sequence[StepReport], longest: np.ndarr
         ]
         parts.append((", ".join(key), _COLLECTIVES[n % len(_COLLECTIVES)], times))
     x = np.array([report.step for report in means])
-    _stack(axes, x, parts, longest)
+    _stack(axes, x, parts, longest, "most on a rank")
     _style(axes, "communication, ms")
     totals = np.array([report.communication_ms for report in means])
     _leave_out_warmup(axes, x, totals if longest is None else longest)
@@ -140,7 +141,8 @@ def _stack(
     axes: Axes,
     x: np.ndarray,
     parts: Sequence[tuple[str, str, list[float]]],
-    slowest: np.ndarray | None,
+    marks: np.ndarray | None,
+    mark_label: str,
 ) -> None:
     bottom = np.zeros(len(x))
     crowded = len(x) > _CROWD
@@ -148,11 +150,11 @@ def _stack(
     for label, colour, heights in parts:
         axes.bar(x, heights, bottom=bottom, color=colour, ec="white", label=label, **bars)
         bottom = bottom + np.array(heights)
-    if slowest is not None:
+    if marks is not None:
         mark: dict[str, Any] = (
             {"lw": 0.8} if crowded else {"ls": "", "marker": "_", "ms": 9, "mew": 1.4}
         )
-        axes.plot(x, slowest, color=_INK, label="slowest rank", **mark)
+        axes.plot(x, marks, color=_INK, label=mark_label, **mark)
 
 
 def _leave_out_warmup(axes: Axes, x: np.ndarray, heights: np.ndarray) -> float:

@@ -1,8 +1,8 @@
 """Realtime steps as numbers: one rank's figures, several ranks' mean and maximum, a run's averages.
 
 Ranks of a sequence group work on the same step together, so the slowest one sets the pace: frames a
-second always come from the largest total. A collective's time includes waiting for the slowest rank;
-far apart, mean and maximum say that ranks wait for each other rather than for the network.
+second come from the largest total. A collective's time includes waiting for the slowest rank; where
+mean and maximum are far apart, ranks wait for each other rather than for the network.
 """
 
 from __future__ import annotations

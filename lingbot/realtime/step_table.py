@@ -16,10 +16,11 @@ from lingbot.realtime.step_summary import (
 )
 
 
-def step_table(by_rank: Sequence[Sequence[StepReport]], warmup: int = 1) -> Table:
+def step_table(by_rank: Sequence[Sequence[StepReport]], warmup: int = 1, note: str = "") -> Table:
     """Lay out reports [rank][step]: mean over ranks and steps, slowest rank, worst step, share.
 
-    The communication rows are part of the passes above them, not in addition to them.
+    The communication rows are part of the passes above them, not in addition to them. `note` goes
+    into the title, for what the reports cannot say about themselves.
     """
     means = summarize(by_rank, warmup)
     if not means:
@@ -28,7 +29,8 @@ def step_table(by_rank: Sequence[Sequence[StepReport]], warmup: int = 1) -> Tabl
     steady = reduced[steady_steps(len(reduced), warmup)]
     worst = {name: max(step.get(name, 0.0) for step in steady) for name in means}
     several = len(by_rank) > 1
-    table = Table(title=_title(by_rank, means, len(steady)), title_justify="left")
+    title = " · ".join(filter(None, (_title(by_rank, means, len(steady)), note)))
+    table = Table(title=title, title_justify="left")
     table.add_column("realtime step")
     table.add_column("mean ms", justify="right")
     if several:

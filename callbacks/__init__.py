@@ -1,0 +1,14 @@
+"""Lightning callbacks: what leaves a drive or a training run besides its result.
+
+They know the module by documented members only: `session.report` (the last realtime step's
+account), the frames that `predict_step` returns, and `sample_clip` (generated and true frames of a
+batch).
+"""
+
+from lingbot.callbacks.contact_sheet import ContactSheet
+from lingbot.callbacks.step_log import RealtimeStepLog
+from lingbot.callbacks.step_plot import StepPlot
+from lingbot.callbacks.step_progress import StepProgress
+from lingbot.callbacks.video_writer import VideoWriter
+
+__all__ = ["ContactSheet", "RealtimeStepLog", "StepPlot", "StepProgress", "VideoWriter"]

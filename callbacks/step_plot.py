@@ -1,0 +1,35 @@
+"""Draws a drive's step times into a PNG when the drive ends, however it ends."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from lightning import Trainer
+
+from lingbot.callbacks.step_reports import ByRank, StepReports
+from lingbot.callbacks.wandb_media import send_image
+from lingbot.realtime.step_figure import draw_steps
+
+log = logging.getLogger(__name__)
+
+
+class StepPlot(StepReports):
+    """Stacked bars, one a step, as the mean over ranks; communication's share; its collectives.
+
+    Args:
+        path: the picture to write.
+        fps: pace of playback, drawn as the time a step may take to keep up with it.
+    """
+
+    def __init__(self, path: str | Path, fps: int = 16) -> None:
+        super().__init__()
+        self.path = Path(path)
+        self.fps = fps
+
+    def drive_done(self, trainer: Trainer, by_rank: ByRank, note: str) -> None:
+        """Draw, save, and show in W&B where it is used."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        draw_steps(by_rank, self.fps, note).savefig(self.path)
+        log.info("A plot of the step times is in %s", self.path.resolve())
+        send_image(trainer, "realtime/steps", self.path)

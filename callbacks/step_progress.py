@@ -1,0 +1,90 @@
+"""A progress bar of realtime steps: how far the drive is, and what the last step cost."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from lightning import Callback, LightningModule, Trainer
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+)
+
+from lingbot.callbacks.step_reports import last_report
+from lingbot.realtime.events import StepReport
+
+
+def describe(report: StepReport, rank: int, world_size: int) -> str:
+    """The last step in a line: pace, time, communication, conditioner cache, and whose they are."""
+    parts = [f"{report.frames_per_second:.1f} fps", f"{report.total_ms:,.0f} ms"]
+    if report.collectives:
+        share = f"{report.communication_share:.0%}"
+        parts.append(f"communication {report.communication_ms:.1f} ms, {share}")
+    parts.append(f"cache {report.conditioner_hits} hits, {report.conditioner_misses} misses")
+    whose = f"rank {rank}: " if world_size > 1 else ""
+    return whose + " · ".join(parts)
+
+
+class StepProgress(Callback):
+    """Shown by rank 0 with its own figures; meant for `Trainer(enable_progress_bar=False)`.
+
+    Args:
+        console: where to draw; None makes one on standard output.
+    """
+
+    def __init__(self, console: Console | None = None) -> None:
+        self.console = console
+        self._progress: Progress | None = None
+        self._task = TaskID(0)
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Open the bar; a stream without an end shows a count."""
+        if not trainer.is_global_zero:
+            return
+        count = sum(trainer.num_predict_batches)
+        self._progress = Progress(
+            TextColumn("[bold]driving"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[last]}"),
+            console=self.console,
+        )
+        total = None if math.isinf(count) else int(count)
+        self._task = self._progress.add_task("driving", total=total, last="")
+        self._progress.start()
+
+    def on_predict_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Move on by a step."""
+        if self._progress is not None:
+            last = describe(last_report(pl_module), trainer.global_rank, trainer.world_size)
+            self._progress.update(self._task, advance=1, last=last)
+
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Leave the bar as it stands."""
+        self._close()
+
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        """Give the terminal back."""
+        self._close()
+
+    def _close(self) -> None:
+        if self._progress is not None:
+            self._progress.stop()
+            self._progress = None
