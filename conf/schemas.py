@@ -1,0 +1,222 @@
+"""Names and types of our own groups; a key that is not here, or of another type, is refused.
+
+The values are in the YAML files, the rules between values in the constructors. Trainer, callbacks,
+loggers, strategies, optimizers and schedulers are other people's and stay untyped.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING
+
+
+@dataclass
+class Model:
+    """Sizes of the transformer."""
+
+    _target_: str = "lingbot.model.TransformerConfig"
+    dim: int = MISSING
+    ffn_dim: int = MISSING
+    num_heads: int = MISSING
+    num_layers: int = MISSING
+    text_dim: int = MISSING
+    text_len: int = MISSING
+    freq_dim: int = 256
+    in_channels: int = 36
+    out_channels: int = 16
+    control: str = "cam"  # or act: directions and keys
+    eps: float = 1e-6
+
+
+@dataclass
+class TrainedCodec:
+    """A video codec from a diffusers folder."""
+
+    _target_: str = "lingbot.codec.video.load_codec"
+    _partial_: bool = True
+    folder: str = MISSING
+    dtype: str = "float32"
+    memory_format: str = "channels_last_3d"
+
+
+@dataclass
+class NewCodec:
+    """A video codec to be trained, or one of that kind from a diffusers folder (`weights`)."""
+
+    _target_: str = "lingbot.codec.video.build_codec"
+    _partial_: bool = True
+    dtype: str = "float32"
+    memory_format: str = "channels_last_3d"
+    base_dim: int = MISSING
+    dim_mult: list[int] = MISSING
+    num_res_blocks: int = MISSING
+    z_dim: int = 16
+
+
+@dataclass
+class ByteText:
+    """The small trainable text encoder."""
+
+    _target_: str = "lingbot.codec.text.ByteTextEncoder"
+    _partial_: bool = True
+    text_dim: int = MISSING
+    text_len: int = MISSING
+    kernel_size: int = 7
+
+
+@dataclass
+class UMT5Text:
+    """The text encoder of the public checkpoints."""
+
+    _target_: str = "lingbot.codec.text.UMT5TextEncoder"
+    _partial_: bool = True
+    folder: str = MISSING
+    text_len: int = MISSING
+    dtype: str = "bfloat16"
+
+
+@dataclass
+class Camera:
+    """Keys or poses to rays."""
+
+    _target_: str = "lingbot.camera.controls.CameraControl"
+    kind: str = MISSING
+    height: int = MISSING
+    width: int = MISSING
+    frames_per_chunk: int = MISSING
+    intrinsics: list[float] = MISSING
+    translation_scale: Any = MISSING  # a length, or "offline"
+
+
+@dataclass
+class Schedule:
+    """Noise levels."""
+
+    _target_: str = "lingbot.diffusion.flow.FlowSchedule"
+    shift: float = MISSING
+    kind: str = MISSING
+
+
+@dataclass
+class Sampler:
+    """The passes of a chunk."""
+
+    _target_: str = "lingbot.diffusion.sampler.FewStepSampler"
+    schedule: Schedule = field(default_factory=Schedule)
+    indices: list[int] = MISSING
+
+
+@dataclass
+class KVCache:
+    """How much history a chunk sees, in latent frames."""
+
+    _target_: str = "lingbot.model.KVCacheConfig"
+    window: int = MISSING
+    sink: int = MISSING
+    max_frames: int = 96
+
+
+@dataclass
+class ConditionerCache:
+    """When the camera's scale and shift are computed anew: step, denoise or off."""
+
+    policy: str = MISSING
+
+
+@dataclass
+class FlowMatching:
+    """The training objective."""
+
+    _target_: str = "lingbot.diffusion.flow_matching.FlowMatching"
+    schedule: Schedule = field(default_factory=Schedule)
+    frames_per_chunk: int = MISSING
+    few_step_indices: list[int] = MISSING
+    few_step_fraction: float = MISSING
+    history_noise: float = MISSING
+
+
+@dataclass
+class Paths:
+    """The only place with folders."""
+
+    root_dir: str = MISSING
+    output_dir: str = MISSING
+    data_dir: str = MISSING
+
+
+@dataclass
+class World:
+    """What lingbot-generate and lingbot-train have in common: plain options, then the groups."""
+
+    command: str = MISSING
+    seed: int = MISSING
+    weights: str | None = None
+    frames_per_chunk: int = MISSING
+    schedule: str = MISSING
+    fps: int = MISSING
+    module: Any = MISSING
+    model: Any = MISSING
+    codec: Any = MISSING
+    text: Any = MISSING
+    camera: Any = MISSING
+    sampler: Any = MISSING
+    kv_cache: Any = MISSING
+    conditioner_cache: Any = MISSING
+    strategy: Any = MISSING
+    trainer: Any = MISSING
+    callbacks: Any = MISSING
+    logger: Any = MISSING
+    paths: Any = MISSING
+
+
+@dataclass
+class Generate(World):
+    """Options of lingbot-generate."""
+
+    actions: str | None = None
+    folder: str | None = None
+    sample_drive: str = MISSING
+    num_steps: int | None = None
+    prompt_events: dict[int, str] = field(default_factory=dict)
+    prompt: str | None = None
+    image: str | None = None
+    scene: str | None = None
+    scene_seed: int = MISSING
+
+
+@dataclass
+class Train(World):
+    """Options of lingbot-train."""
+
+    data: Any = MISSING
+    objective: Any = MISSING
+    optimizer: Any = MISSING
+    scheduler: Any = MISSING
+    ckpt_path: str | None = None
+    optimized_metric: str = MISSING
+
+
+GROUPS: dict[str, dict[str, type]] = {
+    "model": {"schema": Model},
+    "codec": {"schema_trained": TrainedCodec, "schema_new": NewCodec},
+    "text": {"schema_bytes": ByteText, "schema_umt5": UMT5Text},
+    "camera": {"schema": Camera},
+    "sampler": {"schema": Sampler},
+    "kv_cache": {"schema": KVCache},
+    "conditioner_cache": {"schema": ConditionerCache},
+    "objective": {"schema": FlowMatching},
+    "paths": {"schema": Paths},
+}
+
+
+def register_schemas() -> None:
+    """Put the schemas where the defaults lists of the YAML files find them."""
+    store = ConfigStore.instance()
+    store.store(name="generate_schema", node=Generate)
+    store.store(name="train_schema", node=Train)
+    for group, schemas in GROUPS.items():
+        for name, node in schemas.items():
+            store.store(group=group, name=name, node=node)

@@ -1,0 +1,99 @@
+"""From options to a drive: controls, first frame, Trainer; what cannot be driven is refused here.
+
+Nothing in this file loads weights or starts processes, so that every check comes before both.
+"""
+
+from __future__ import annotations
+
+import logging
+
+import lightning as L
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+from torch import Tensor
+
+from lingbot.camera.controls import VIDEO_FRAMES
+from lingbot.data.blockworld import make_scene, render
+from lingbot.data.control_stream import ControlStream
+from lingbot.data.first_frame import read_image
+from lingbot.launch import build_all, check_seed
+from lingbot.module import LingBotModule
+from lingbot.parallel.splits import check_heads, even_splits
+from lingbot.parallel.strategy import SequenceParallelMixin, SequenceParallelStrategy
+
+log = logging.getLogger(__name__)
+
+
+def build_drive(cfg: DictConfig) -> ControlStream:
+    """The controls, one a realtime step, from the folder or the actions.
+
+    Raises:
+        ValueError: for actions, a folder, steps or prompt events that cannot be driven.
+    """
+    if cfg.folder is not None and cfg.actions is not None:
+        raise ValueError(
+            f"actions={cfg.actions!r} and folder={cfg.folder!r} both say where to go: give one"
+        )
+    shape = (cfg.frames_per_chunk, cfg.num_steps, dict(cfg.prompt_events))
+    if cfg.folder is not None:
+        return ControlStream.from_folder(cfg.folder, *shape)
+    return ControlStream.from_actions(cfg.actions or cfg.sample_drive, *shape)
+
+
+def first_frame(cfg: DictConfig, drive: ControlStream) -> tuple[Tensor, str]:
+    """Where the world starts: the first frame, uint8 [H, W, 3], and the prompt.
+
+    Raises:
+        ValueError: when there is no image to start from, or no prompt for the one that is given.
+    """
+    prompt = cfg.prompt if cfg.prompt is not None else drive.prompt
+    if prompt is not None and not prompt.strip():
+        raise ValueError("the prompt is empty: say what the world is, as in prompt='dusk, sand'")
+    height, width = cfg.camera.height, cfg.camera.width
+    path = cfg.image or drive.first_image
+    if path is not None:
+        if prompt is None:
+            raise ValueError(f"image={str(path)!r} needs a prompt: say what it shows, prompt=...")
+        return read_image(path, height, width), prompt
+    if cfg.scene is None:
+        raise ValueError("this world starts from a picture: give image=PATH, or a folder with one")
+    scene = make_scene(check_seed(cfg.scene_seed), prompt or "")
+    frame = render(scene, torch.eye(4)[None], height=height, width=width)[0]
+    return frame, prompt or str(scene.prompt)
+
+
+def check_history(module: LingBotModule, drive: ControlStream) -> None:
+    """Raises ValueError where a cache that keeps the whole history would fill up on the way."""
+    cache, needed = module.kv_cache, len(drive) * module.grid.frames
+    if cache.window == -1 and needed > cache.max_frames:
+        raise ValueError(
+            f"{len(drive)} realtime steps are {needed} latent frames, and kv_cache.max_frames="
+            f"{cache.max_frames}: choose kv_cache=sliding, or kv_cache.max_frames={needed}"
+        )
+
+
+def build_trainer(cfg: DictConfig, module: LingBotModule) -> L.Trainer:
+    """The Trainer with its callbacks; several ranks drive sequence-parallel.
+
+    Raises:
+        ValueError: for ranks that the model's heads or a chunk's tokens cannot be split over.
+    """
+    parts = {"callbacks": build_all(cfg.callbacks), "logger": False, "_convert_": "all"}
+    trainer: L.Trainer = instantiate(cfg.trainer, **parts)
+    if trainer.world_size > 1 and not isinstance(trainer.strategy, SequenceParallelMixin):
+        if instantiate(cfg.strategy) != "auto":
+            raise ValueError(
+                f"{trainer.world_size} ranks would each drive the same world under "
+                f"{type(trainer.strategy).__name__}: choose strategy=sequence_parallel"
+            )
+        log.info("driving on %d ranks: strategy=sequence_parallel", trainer.world_size)
+        trainer = instantiate(cfg.trainer, strategy=SequenceParallelStrategy(), **parts)
+    check_heads(module.config.num_heads, trainer.world_size)
+    even_splits(module.grid.tokens, trainer.world_size)
+    return trainer
+
+
+def video_frames(module: LingBotModule, drive: ControlStream) -> int:
+    """Video frames that a drive makes."""
+    return 1 + VIDEO_FRAMES * (len(drive) * module.grid.frames - 1)

@@ -1,0 +1,87 @@
+"""lingbot-generate actions="w-24,jw-24,none-12" prompt="dusk, sand, vivid, dense" seed=3
+
+Drives a world: one realtime step after another under `Trainer.predict`, with callbacks that write the
+video and account for every step. `conf/generate.yaml` holds the options.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+from torch.utils.data import DataLoader
+
+from lingbot.drive import build_drive, build_trainer, check_history, first_frame, video_frames
+from lingbot.launch import (
+    build_loggers,
+    check_seed,
+    finish_loggers,
+    log_configuration,
+    rank,
+    refusing,
+    run_command,
+    run_folder,
+)
+from lingbot.module import LingBotModule
+
+
+def main() -> None:
+    run_command(generate_and_tell, "generate")
+
+
+def generate_and_tell(cfg: DictConfig) -> None:
+    """`generate`, and where its files are, printed by the first rank."""
+    made = generate(cfg)
+    if rank() == 0:
+        print(f"{made['steps']} realtime steps, {made['frames']} frames, in {made['folder']}:")
+        for name, path in made["files"].items():
+            print(f"  {name:<14} {path}")
+
+
+def generate(cfg: DictConfig) -> dict[str, Any]:
+    """Drive the world that the configuration describes.
+
+    Returns:
+        What was made: the run's `folder`, its `files` by the callback that wrote them, and the
+        numbers of realtime `steps` and video `frames`.
+
+    Raises:
+        Refused: for input that cannot be driven; nothing has been loaded or started.
+    """
+    with refusing():
+        L.seed_everything(check_seed(cfg.seed), workers=True, verbose=False)
+        drive = build_drive(cfg)
+        image, prompt = first_frame(cfg, drive)
+        module: LingBotModule = instantiate(cfg.module, _convert_="all")
+        module.start_world(image, prompt, cfg.seed)
+        check_history(module, drive)
+        folder = run_folder(cfg)
+        trainer = build_trainer(cfg, module)
+    try:
+        trainer.loggers = build_loggers(cfg)
+        log_configuration(cfg, trainer.loggers)
+        trainer.predict(module, DataLoader(drive, batch_size=None), return_predictions=False)
+    finally:
+        finish_loggers(cfg)
+    return {
+        "folder": str(folder),
+        "files": written_files(trainer),
+        "steps": len(drive),
+        "frames": video_frames(module, drive),
+    }
+
+
+def written_files(trainer: L.Trainer) -> dict[str, str]:
+    """Files by the callback that wrote them, of the callbacks that have a `path`."""
+    return {
+        type(callback).__name__: str(path)
+        for callback in trainer.callbacks
+        if (path := getattr(callback, "path", None)) is not None and Path(path).is_file()
+    }
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,170 @@
+"""What the entry points share: the command line, refusals in one line, the run folder, loggers.
+
+Hydra composes; our own checks come before any work and end in exit code 2 with a message instead of
+a traceback. Processes of one run, whoever started them, share one folder.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.types import Quote, QuotedString
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.loggers import Logger
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+log = logging.getLogger(__name__)
+
+# Written by people, so commas, spaces and colons in them must not be read as Hydra's grammar.
+FREE_TEXT = re.compile(
+    r"(actions|prompt|image|folder|weights|paths\.output_dir|\+?prompt_events\.\d+)=(.+)", re.DOTALL
+)
+LARGEST_SEED = 2**32 - 1
+
+
+class Refused(ValueError):
+    """Input that cannot be worked with; nothing has been started."""
+
+
+@contextmanager
+def refusing() -> Iterator[None]:
+    """Turn what checks and constructors object to into `Refused`, one line each."""
+    try:
+        yield
+    except InstantiationException as error:
+        cause = error.__cause__ or error
+        raise Refused(_one_line(cause)) from error
+    except (ValueError, OSError, OmegaConfBaseException, MisconfigurationException) as error:
+        raise Refused(_one_line(error)) from error
+
+
+def run_command(task: Callable[[DictConfig], Any], name: str) -> None:
+    """Compose `conf/NAME.yaml` with the command line and run the task.
+
+    The process ends with 0, with 2 for input that is refused, or with 1 for an error.
+    """
+    began = False
+
+    def job(cfg: DictConfig) -> Any:
+        nonlocal began
+        began = True
+        try:
+            return task(cfg)
+        except Refused as refusal:
+            log.debug("refused", exc_info=True)
+            if rank() == 0:
+                print(f"lingbot-{name}: {refusal}", file=sys.stderr)
+            sys.exit(2)
+
+    sys.argv = [sys.argv[0], *_for_hydra(sys.argv[1:]), *_for_rank(rank())]
+    try:
+        hydra.main(version_base="1.3", config_path="pkg://lingbot.conf", config_name=name)(job)()
+    except SystemExit as end:
+        # Hydra has said what it could not compose; that is bad input too
+        raise SystemExit(2 if end.code == 1 and not began else end.code) from end
+
+
+def run_folder(cfg: DictConfig) -> Path:
+    """The run's folder, made; `paths.output_dir` of the configuration becomes absolute."""
+    folder = cfg.paths.output_dir
+    if HydraConfig.initialized():
+        folder = HydraConfig.get().runtime.output_dir
+    path = Path(folder).absolute()
+    path.mkdir(parents=True, exist_ok=True)
+    cfg.paths.output_dir = str(path)
+    return path
+
+
+def check_seed(seed: int) -> int:
+    """The seed, if NumPy and torch can both take it."""
+    if not 0 <= seed <= LARGEST_SEED:
+        raise ValueError(f"seed={seed}: give a whole number from 0 to {LARGEST_SEED}")
+    return seed
+
+
+def build_all(nodes: DictConfig | None) -> list[Any]:
+    """Instantiate named nodes (callbacks, loggers) in the order they are written."""
+    chosen = (node for node in (nodes or {}).values() if node is not None)
+    return [instantiate(node, _convert_="all") for node in chosen]
+
+
+def build_loggers(cfg: DictConfig) -> list[Logger]:
+    """The chosen loggers; W&B starts at once, offline where its server cannot be reached."""
+    nodes = [node for node in (cfg.logger or {}).values() if node is not None]
+    return [_wandb(node) if _is_wandb(node) else instantiate(node) for node in nodes]
+
+
+def log_configuration(cfg: DictConfig, loggers: Sequence[Logger]) -> None:
+    """Hand the whole configuration, resolved and plain, to the loggers."""
+    plain = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=False)
+    for logger in loggers:
+        logger.log_hyperparams(plain)  # type: ignore[arg-type]
+
+
+def finish_loggers(cfg: DictConfig) -> None:
+    """End W&B's run, so that the next job of a sweep begins one of its own."""
+    if any(_is_wandb(node) for node in (cfg.logger or {}).values()):
+        import wandb
+
+        wandb.finish()
+
+
+def _is_wandb(node: DictConfig | None) -> bool:
+    return node is not None and str(node._target_).endswith("WandbLogger")
+
+
+def _wandb(node: DictConfig) -> Logger:
+    """A W&B logger whose run has begun."""
+    logger = instantiate(node, _convert_="all")
+    import wandb
+
+    try:
+        logger.experiment  # noqa: B018  (begins the run)
+    except (wandb.errors.CommError, wandb.errors.AuthenticationError) as error:
+        log.warning("W&B cannot be reached (%s): this run is kept offline", _one_line(error))
+        logger = instantiate(node, mode="offline", _convert_="all")
+        logger.experiment  # noqa: B018
+    return logger
+
+
+def _for_hydra(arguments: Sequence[str]) -> list[str]:
+    """Quote free text for Hydra's grammar; sweeps mean their commas."""
+    if {"-m", "--multirun"} & set(arguments):
+        return list(arguments)
+    return [_quoted(argument) for argument in arguments]
+
+
+def _quoted(argument: str) -> str:
+    match = FREE_TEXT.fullmatch(argument)
+    if match is None or match[2][0] in "'\"" or match[2] == "null":
+        return argument
+    return f"{match[1]}={QuotedString(match[2], Quote.single).with_quotes()}"
+
+
+def _for_rank(rank: int) -> list[str]:
+    """Ranks that torchrun started write no configuration and log beside the first one."""
+    if rank == 0 or "TORCHELASTIC_RUN_ID" not in os.environ:
+        return []
+    return ["hydra.output_subdir=null", f"hydra.job.name=rank_{rank}"]
+
+
+def rank() -> int:
+    """This process's rank, as whoever started it says."""
+    return int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")))
+
+
+def _one_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines()]
+    return " ".join(line for line in lines if line) or type(error).__name__
