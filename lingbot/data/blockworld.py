@@ -66,7 +66,7 @@ def render(
         raise ValueError(f"a frame of {height}x{width} pixels: both must be multiples of {TILE}.")
     device = scene.light_map.device
     if frames_at_once is None:
-        frames_at_once = 8 if device.type == "cpu" else 64
+        frames_at_once = 16 if device.type == "cpu" else 64
     fx, fy, cx, cy = (float(value) for value in intrinsics)
     across, down = width / 832, height / 480
     poses = poses.to(device, torch.float32)
@@ -140,7 +140,9 @@ def tile_rays(cameras: Cameras) -> Vector:
 def pixel_rays(cameras: Cameras, frame: Tensor, tile: Tensor, pixel: Tensor) -> Vector:
     """Four rays through each of P pixels, given by frame, tile and place in it: tensors [P, 4]."""
     columns = cameras.width // TILE
-    offset = cameras.position.new_tensor([[0.125, 0.375], [0.375, 0.875], [0.625, 0.125], [0.875, 0.625]])
+    offset = cameras.position.new_tensor(
+        [[0.125, 0.375], [0.375, 0.875], [0.625, 0.125], [0.875, 0.625]]
+    )
     x = ((tile % columns) * TILE + pixel % TILE)[:, None] + offset[:, 0]
     y = ((tile // columns) * TILE + pixel // TILE)[:, None] + offset[:, 1]
     shape = x.shape

@@ -116,13 +116,10 @@ def first_of_two(into: Tensor, out: Tensor) -> Tensor:
 
 
 def distance_on_ground(kind: int, x: Tensor, z: Tensor, place: Tensor) -> Tensor:
-    """Distance from points [N, R] on the ground to the footprint of solids; negative inside.
-
-    A sphere's footprint is a third of its width, about where it shades the ground.
-    """
+    """Distance from points [N, R] to the outlines of solids seen from above; negative inside."""
     cx, _, cz, half_x, _, half_z, cos, sin = place[:, :, None].unbind()
     if kind != BOX:
-        return torch.hypot(x - cx, z - cz) - half_x * (1.0 if kind == PILLAR else 0.35)
+        return torch.hypot(x - cx, z - cz) - half_x
     u, _, v = local((x - cx, cx, z - cz), cos, sin)
     du, dv = u.abs() - half_x, v.abs() - half_z
     outside = torch.hypot(du.clamp(min=0), dv.clamp(min=0))

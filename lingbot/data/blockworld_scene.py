@@ -14,7 +14,15 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Generator, Tensor, nn
 
-from lingbot.data.blockworld_rays import BOX, PILLAR, PLACE, SPHERE, Solids, distance_on_ground, enter
+from lingbot.data.blockworld_rays import (
+    BOX,
+    PILLAR,
+    PLACE,
+    SPHERE,
+    Solids,
+    distance_on_ground,
+    enter,
+)
 from lingbot.data.blockworld_words import (
     COATS,
     DENSITIES,
@@ -29,7 +37,7 @@ from lingbot.data.blockworld_words import (
     uniform,
 )
 
-REACH = 12.0  # solids stand within this distance of the start
+REACH = 10.0  # solids stand within this distance of the start
 CLEARING = 1.8  # nothing stands closer to the start than this
 LIGHT_MAP = 192  # texels along each side of the ground's light map, which covers +-MAP_REACH
 MAP_REACH = REACH + 2
@@ -52,6 +60,16 @@ class Scene:
     def to(self, device: torch.device | str) -> Scene:
         """The same scene with its tensors on a device."""
         return replace(self, solids=self.solids.to(device), light_map=self.light_map.to(device))
+
+    def clearance(self, poses: Tensor) -> float:
+        """Distance from the cameras [T, 4, 4] to the nearest solid, seen from above."""
+        place = poses.to(self.solids.rows)
+        x, z = place[None, :, 0, 3], place[None, :, 2, 3]
+        return min(
+            float(distance_on_ground(kind, x, z, self.solids.rows[:PLACE, span]).min())
+            for kind in (BOX, PILLAR, SPHERE)
+            if (span := self.solids.span(kind)).start < span.stop
+        )
 
 
 def make_scene(seed: int, prompt: str | BlockWorldPrompt = "") -> Scene:
@@ -103,9 +121,9 @@ def draw_solids(density: str, palette: str, eye: float, generator: Generator) ->
 
 def contrast(body: Colour, other: Colour) -> Colour:
     """A second colour that stands out from the first: the other, or a much darker or lighter one."""
-    if sum(abs(a - b) for a, b in zip(body, other, strict=True)) > 0.6:
+    if abs(sum(body) - sum(other)) > 0.6:
         return other
-    shade = 0.15 if sum(body) > 1.5 else 0.95
+    shade = 0.1 if sum(body) > 1.5 else 0.95
     return tuple(0.45 * c + 0.55 * shade for c in body)
 
 
@@ -126,7 +144,7 @@ def draw_spot(
 ) -> tuple[float, float]:
     """A place on the ground outside the clearing with a gap of 0.5 to every other solid."""
     while True:
-        distance = CLEARING + reach + (REACH - CLEARING - reach) * uniform(0, 1, generator) ** 0.8
+        distance = CLEARING + reach + (REACH - CLEARING - reach) * uniform(0, 1, generator)
         angle = uniform(-math.pi, math.pi, generator)
         x, z = distance * math.sin(angle), distance * math.cos(angle)
         if all(math.hypot(x - a, z - b) > reach + r + 0.5 for a, b, r in spots):
@@ -148,10 +166,13 @@ def light_map(solids: Solids, sun: Colour, eye: float) -> Tensor:
     for kind in (BOX, PILLAR, SPHERE):
         for place in solids.rows[:PLACE, solids.span(kind)].split(1, dim=1):
             blocked |= enter(kind, origin, towards_sun, place) < math.inf
-            near = torch.minimum(near, distance_on_ground(kind, x, z, place))
+            # a sphere touches the ground in one point, its shade is about a third of its width
+            lift = 0.65 * place[3] if kind == SPHERE else 0.0
+            near = torch.minimum(near, distance_on_ground(kind, x, z, place) + lift)
     lit = nn.functional.avg_pool2d(
         nn.functional.pad((~blocked).float().view(1, 1, LIGHT_MAP, LIGHT_MAP), (1,) * 4, value=1.0),
-        kernel_size=3, stride=1,
+        kernel_size=3,
+        stride=1,
     )
     contact = 1 - 0.5 * torch.exp(-near.clamp(min=0) / 0.25).view_as(lit)
     return lit * contact

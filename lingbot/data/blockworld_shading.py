@@ -89,9 +89,7 @@ def blotches(u: Tensor, v: Tensor, du: Tensor, dv: Tensor) -> Tensor:
     return coarse + 0.6 * fine
 
 
-def random_cells(
-    u: Tensor, v: Tensor, du: Tensor, dv: Tensor, smallest: float = 1e-3
-) -> Tensor:
+def random_cells(u: Tensor, v: Tensor, du: Tensor, dv: Tensor, smallest: float = 1e-3) -> Tensor:
     """A random shade for every cell, averaged over the footprint and fading where it is wide."""
     (i, right), (j, below) = across(u, du.clamp(smallest, 1.0)), across(v, dv.clamp(smallest, 1.0))
     table = shades(u.device)
@@ -180,7 +178,12 @@ def ground_colour(scene: Scene, origin: Tensor, rays: Tensor, pixel: float) -> T
 
 
 def solid_colour(
-    scene: Scene, kind: int, solids: Solids, origin: Tensor, rays: Tensor, depth: Tensor,
+    scene: Scene,
+    kind: int,
+    solids: Solids,
+    origin: Tensor,
+    rays: Tensor,
+    depth: Tensor,
     pixel: float,
 ) -> tuple[Tensor, Tensor]:
     """Colour [3, N] of N solids of one kind at `depth` along rays, and the face that is met."""

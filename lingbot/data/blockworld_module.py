@@ -1,0 +1,119 @@
+"""The Lightning data module of BlockWorld: encoded clips for the transformer, or bare frames.
+
+Latents are encoded once, on first use, and kept on disk; frames are rendered when they are asked
+for and never stored.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+import lightning as L
+from torch.utils.data import DataLoader, Dataset
+
+from lingbot.data.blockworld_clips import BlockWorldClips, Split, collate_clips
+from lingbot.data.blockworld_latents import BlockWorldLatents, Encoder, build_latents, describe
+
+Content = Literal["latents", "frames"]
+
+
+class BlockWorldDataModule(L.LightningDataModule):
+    """Training and validation clips of BlockWorld.
+
+    Args:
+        content: "latents" for items of `BlockWorldLatents`, "frames" for those of `BlockWorldClips`.
+        codec: what encodes the clips; needed for "latents" alone.
+        cache_dir: folder of the encoded clips; each file is named after what it holds.
+        num_frames: video frames a clip, 4 k + 1 (93 are 24 latent frames, 8 chunks of 3).
+        train_clips, val_clips: how many there are of each.
+        latent_frames: train on the first of each clip's latent frames only; None for all.
+        batch_size, val_batch_size: clips a batch.
+        encode_batch_size: clips that the codec encodes together.
+        num_workers: processes that load, or render, the clips.
+        height, width: pixels, multiples of 8.
+
+    Raises:
+        ValueError: an unknown content, "latents" without codec or folder, a length the codec
+            cannot encode.
+    """
+
+    def __init__(
+        self,
+        content: Content = "latents",
+        codec: Encoder | None = None,
+        cache_dir: str | Path | None = None,
+        num_frames: int = 93,
+        train_clips: int = 1200,
+        val_clips: int = 64,
+        latent_frames: int | None = None,
+        batch_size: int = 8,
+        val_batch_size: int = 8,
+        encode_batch_size: int = 2,
+        num_workers: int = 0,
+        height: int = 96,
+        width: int = 160,
+    ) -> None:
+        super().__init__()
+        if content not in ("latents", "frames"):
+            raise ValueError(f"content={content!r}: use 'latents' or 'frames'.")
+        if content == "latents" and (codec is None or cache_dir is None):
+            raise ValueError("content='latents' needs a codec and a cache_dir to keep them in.")
+        if num_frames % 4 != 1:
+            raise ValueError(
+                f"num_frames={num_frames}: a codec takes 4 k + 1 frames, such as "
+                f"{num_frames // 4 * 4 + 1}."
+            )
+        self.content, self.codec, self.latent_frames = content, codec, latent_frames
+        self.cache_dir = None if cache_dir is None else Path(cache_dir)
+        self.batch_sizes = {"train": batch_size, "val": val_batch_size}
+        self.encode_batch_size, self.num_workers = encode_batch_size, num_workers
+        self.clips = {
+            "train": BlockWorldClips("train", train_clips, num_frames, height, width),
+            "val": BlockWorldClips("val", val_clips, num_frames, height, width),
+        }
+        self.datasets: dict[str, Dataset[dict[str, Any]]] = {}
+
+    def prepare_data(self) -> None:
+        """Encode what is not in the cache yet; Lightning calls this on one process a node."""
+        if self.content == "latents":
+            assert self.codec is not None
+            for split, clips in self.clips.items():
+                batch, workers = self.encode_batch_size, self.num_workers
+                build_latents(self.cache_path(split), clips, self.codec, batch, workers)
+
+    def setup(self, stage: str | None = None) -> None:
+        """Open the clips of both splits."""
+        for split, clips in self.clips.items():
+            if self.content == "frames":
+                self.datasets[split] = clips
+            else:
+                path = self.cache_path(split)
+                self.datasets[split] = BlockWorldLatents(path, self.latent_frames)
+
+    def cache_path(self, split: Split | str) -> Path:
+        """The file of a split's latents: its name changes with whatever changes the latents."""
+        assert self.cache_dir is not None
+        assert self.codec is not None
+        key = describe(self.clips[split], self.codec)
+        digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:8]
+        return self.cache_dir / f"blockworld_{split}_{digest}.safetensors"
+
+    def train_dataloader(self) -> DataLoader[dict[str, Any]]:
+        return self._loader("train")
+
+    def val_dataloader(self) -> DataLoader[dict[str, Any]]:
+        return self._loader("val")
+
+    def _loader(self, split: str) -> DataLoader[dict[str, Any]]:
+        return DataLoader(
+            self.datasets[split],
+            batch_size=self.batch_sizes[split],
+            shuffle=split == "train",
+            drop_last=split == "train",
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
+            collate_fn=collate_clips,
+        )
