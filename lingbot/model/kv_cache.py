@@ -128,13 +128,10 @@ class KVCache:
 
         Raises:
             RuntimeError: when a memory that keeps everything is full.
-            ValueError: when `first_frame` is not after the frames already held.
+            ValueError: when `first_frame` is not after the frames already held, or the sink's
+                frames have been skipped.
         """
-        if self._frame_of_slot and first_frame <= max(self._frame_of_slot):
-            raise ValueError(
-                f"chunk at frame {first_frame} comes after frame {max(self._frame_of_slot)}: "
-                "chunks are placed in order; reset() starts again"
-            )
+        self._check_place(first_frame)
         slots = [self._claim_slot(first_frame + i) for i in range(self.grid.frames)]
         self._runs = list(_runs(slots))
 
@@ -168,16 +165,29 @@ class KVCache:
         )
         return keys, values
 
+    def _check_place(self, first_frame: int) -> None:
+        held, sink = self._frame_of_slot, self.config.sink
+        if held and first_frame <= max(held):
+            raise ValueError(
+                f"chunk at frame {first_frame} comes after frame {max(held)}: "
+                "chunks are placed in order; reset() starts again"
+            )
+        if len(held) < sink and first_frame != len(held):
+            raise ValueError(
+                f"chunk at frame {first_frame} before frame {len(held)}: the first {sink} frames "
+                "are the sink and come first"
+            )
+        if self.config.window == -1 and len(held) + self.grid.frames > self.config.capacity:
+            raise RuntimeError(
+                f"frames {first_frame}..{first_frame + self.grid.frames - 1}: the memory keeps the "
+                f"whole history of at most {self.config.capacity} latent frames and is full; "
+                "raise kv_cache.max_frames or give kv_cache a window"
+            )
+
     def _claim_slot(self, frame: int) -> int:
         if frame < self.config.sink:
             slot = frame
         else:
-            if self.config.window == -1 and self._ring_frames == self.config.ring:
-                raise RuntimeError(
-                    f"frame {frame}: the memory keeps the whole history of at most "
-                    f"{self.config.capacity} latent frames and is full; raise kv_cache.max_frames "
-                    "or give kv_cache a window"
-                )
             slot = self.config.sink + self._ring_frames % self.config.ring
             self._ring_frames += 1
         if slot == len(self._frame_of_slot):
