@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lingbot.parallel.collectives import Sizes, Wire, all_gather, all_to_all
 from lingbot.parallel.communication_log import CommunicationLog
-from lingbot.parallel.splits import Splits, check_heads
+from lingbot.parallel.splits import Splits, check_heads, choose_path
 
 
 class SequenceExchange:
@@ -54,17 +54,10 @@ class SequenceExchange:
                 f"with even_splits({splits.total}, {self.size})"
             )
         check_heads(num_heads, self.size)
-        if uniform and not splits.uniform:
-            raise ValueError(
-                f"the uniform path needs equal splits, got {splits.sizes}: choose a number of "
-                f"tokens that divides by {self.size}, or leave uniform_fast_path unset"
-            )
         self.splits = splits
         self.num_heads = num_heads
         self.local_heads = num_heads // self.size
-        self.path = "variable"
-        if uniform or (uniform is None and splits.uniform):
-            self.path = "uniform"
+        self.path = choose_path(splits, uniform)
         self.log = log if log is not None else CommunicationLog()
         self._wire = Wire(group, self.path, self.log)
 

@@ -57,6 +57,20 @@ def even_splits(total: int, ranks: int) -> Splits:
     return Splits(tuple(each + (rank < left) for rank in range(ranks)))
 
 
+def choose_path(splits: Splits, uniform: bool | None) -> str:
+    """The path of an exchange, "uniform" or "variable": what `uniform` says, or the splits allow.
+
+    Raises:
+        ValueError: `uniform=True` with unequal splits.
+    """
+    if uniform and not splits.uniform:
+        raise ValueError(
+            f"uniform_fast_path=True needs equal splits, got {splits.sizes}: choose a number of "
+            f"tokens that divides by {splits.ranks}, or leave it unset"
+        )
+    return "uniform" if uniform or (uniform is None and splits.uniform) else "variable"
+
+
 def check_heads(heads: int, ranks: int) -> None:
     """Refuse attention heads that cannot be dealt out to `ranks`, naming the sizes that can."""
     if ranks < 1 or heads % ranks:
