@@ -89,7 +89,7 @@ def render_batch(scene: Scene, cameras: Cameras) -> Tensor:
     rays = tile_rays(cameras)  # 3 x [P, R]
     colour, seen = cast(scene, cameras, rays, frame, candidates)
 
-    layout = dict(f=frames, y=rows, x=columns, i=TILE)
+    layout = {"f": frames, "y": rows, "x": columns, "i": TILE}
     image = rearrange(seen, "(f y x) (i j) -> f (y i) (x j)", **layout)
     edge = rearrange(edges(image), "f (y i) (x j) -> (f y x) (i j)", i=TILE, j=TILE)
     packet, pixel = edge.nonzero().unbind(1)
@@ -107,8 +107,8 @@ def outlines(solids: Solids, cameras: Cameras) -> Tensor:
     but not all do, the solid may be anywhere.
     """
     x, y, z, half_x, half_y, half_z, cos, sin = solids.rows[:PLACE]
-    signs = torch.cartesian_prod(*[x.new_tensor([-1.0, 1.0])] * 3)  # [8, 3]
-    right, down, ahead = (s[:, None] * h for s, h in zip(signs.T, (half_x, half_y, half_z)))
+    signs = torch.cartesian_prod(*[x.new_tensor([-1.0, 1.0])] * 3)[:, :, None]  # [8, 3, 1]
+    right, down, ahead = signs[:, 0] * half_x, signs[:, 1] * half_y, signs[:, 2] * half_z
     corners = torch.stack([x + cos * right + sin * ahead, y + down, z + cos * ahead - sin * right])
     seen = corners[:, None] - cameras.position[:, :, None, None]  # [3, F, 8, K]
     seen = torch.einsum("fji,jfck->ifck", cameras.rotation, seen)
@@ -184,18 +184,14 @@ def cast(
     for kind, (ray, solid, entry) in enumerate(meetings):
         first = (entry == depth[ray]).nonzero()[:, 0]
         ray, solid, entry = ray[first], solid[first], entry[first]
-        direction, origin = flat[:, ray], start[:, flat_frame[ray]]
-        solids = scene.solids.take(solid)
-        shaded, face = solid_colour(scene, kind, solids, origin, direction, entry, pixel)
-        colour[:, ray] = shaded
+        eyes, solids = start[:, flat_frame[ray]], scene.solids.take(solid)
+        colour[:, ray], face = solid_colour(scene, kind, solids, eyes, flat[:, ray], entry, pixel)
         seen[ray] = (1 + 4 * solid + face).to(torch.int16)
 
-    height = (scene.eye - start[1])[flat_frame]
     free = depth == torch.inf
-    falls = flat[1] * FAR > height
+    falls = flat[1] * FAR > (scene.eye - start[1])[flat_frame]
     ray = (free & falls).nonzero()[:, 0]
-    direction, origin = flat[:, ray], start[:, flat_frame[ray]]
-    colour[:, ray] = ground_colour(scene, origin, direction, pixel)
+    colour[:, ray] = ground_colour(scene, start[:, flat_frame[ray]], flat[:, ray], pixel)
     ray = (free & ~falls).nonzero()[:, 0]
     colour[:, ray] = sky(scene, flat[:, ray], pixel)
     return colour.view(3, packets, size), seen.view(packets, size)

@@ -10,12 +10,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import torch
 from torch import Generator, Tensor
 from torch.utils.data import Dataset, default_collate
 
 from lingbot.camera.actions import action_poses, random_actions
 from lingbot.data.blockworld import INTRINSICS, Scene, make_scene, random_prompt, render
+from lingbot.data.blockworld_words import choose
 
 Split = Literal["train", "val", "test"]
 
@@ -23,6 +23,7 @@ SPLIT_SIZE = 10**9
 FIRST_SEED: dict[str, int] = {"train": 0, "val": SPLIT_SIZE, "test": 2 * SPLIT_SIZE}
 HOLD = (4, 20)  # frames that one choice of keys is held
 GAP = 0.35  # world units between the camera and the nearest solid, at least
+PITCH = (0.0, 0.0, 10.0, 24.0)  # degrees that a drive may look up or down: most never do
 TRIES = 1000
 
 
@@ -49,8 +50,9 @@ def draw_drive(seed: int, num_frames: int, variant: int = 0) -> Drive:
     prompt = random_prompt(Generator().manual_seed(seed))
     scene = make_scene(seed, prompt)
     generator = Generator().manual_seed(seed + 7_777_777_777 * (variant + 1))
+    max_pitch = choose(PITCH, generator)
     for _ in range(TRIES):
-        actions = random_actions(num_frames - 1, generator, hold=HOLD)
+        actions = random_actions(num_frames - 1, generator, HOLD, max_pitch)
         poses = action_poses(actions)
         if scene.clearance(poses) > GAP:
             return Drive(seed, prompt, scene, tuple(actions), poses)

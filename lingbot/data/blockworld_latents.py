@@ -182,7 +182,7 @@ def describe(clips: BlockWorldClips, codec: Encoder) -> dict[str, str]:
 
 
 def fingerprint(codec: Encoder) -> str:
-    """Twelve characters that change with a module's weights or latent statistics, else its class."""
+    """A short name that changes with a module's weights or latent statistics; else its class."""
     if not isinstance(codec, nn.Module):
         return type(codec).__name__
     digest = hashlib.sha256()
@@ -204,7 +204,7 @@ def check_same(path: Path, found: dict[str, str], expected: dict[str, str]) -> N
     ]
     if differences:
         raise ValueError(
-            f"{path} holds other latents: {'; '.join(differences)}. Give another path, or remove it."
+            f"{path} holds other latents: {'; '.join(differences)}. Remove it or give another."
         )
 
 

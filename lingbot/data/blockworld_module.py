@@ -24,7 +24,7 @@ class BlockWorldDataModule(L.LightningDataModule):
     """Training and validation clips of BlockWorld.
 
     Args:
-        content: "latents" for items of `BlockWorldLatents`, "frames" for those of `BlockWorldClips`.
+        content: items of `BlockWorldLatents` ("latents") or of `BlockWorldClips` ("frames").
         codec: what encodes the clips; needed for "latents" alone.
         cache_dir: folder of the encoded clips; each file is named after what it holds.
         num_frames: video frames a clip, 4 k + 1 (93 are 24 latent frames, 8 chunks of 3).

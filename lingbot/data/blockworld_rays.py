@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-Vector = tuple[Tensor, Tensor, Tensor]
+Vector = tuple[Tensor, ...]  # x, y, z
 
 ROWS = (
     "x", "y", "z", "half_x", "half_y", "half_z", "cos", "sin",
@@ -79,7 +79,7 @@ def enter(kind: int, origin: Vector, direction: Vector, place: Tensor) -> Tensor
     if kind == BOX:
         spans = [slab(o[0], d[0], half_x), slab(o[2], d[2], half_z)]
     else:
-        spans = [quadratic((o[0], None, o[2]), (d[0], None, d[2]), half_x)]
+        spans = [quadratic(o[::2], d[::2], half_x)]
     for enters, leaves in spans:
         into, out = torch.maximum(into, enters), torch.minimum(out, leaves)
     return first_of_two(into, out)
@@ -92,21 +92,13 @@ def slab(origin: Tensor, direction: Tensor, half: Tensor) -> tuple[Tensor, Tenso
     return middle - reach, middle + reach
 
 
-def quadratic(
-    origin: tuple[Tensor, Tensor | None, Tensor],
-    direction: tuple[Tensor, Tensor | None, Tensor],
-    radius: Tensor,
-) -> tuple[Tensor, Tensor]:
-    """Where rays enter and leave a sphere, or a round column when y is None; NaN for a miss."""
-    a = torch.addcmul(direction[0].square(), direction[2], direction[2])
-    b = torch.addcmul(origin[0] * direction[0], origin[2], direction[2])
-    c = torch.addcmul(origin[0].square(), origin[2], origin[2]) - radius.square()
-    if origin[1] is not None and direction[1] is not None:
-        a = torch.addcmul(a, direction[1], direction[1])
-        b = torch.addcmul(b, origin[1], direction[1])
-        c = torch.addcmul(c, origin[1], origin[1])
+def quadratic(origin: Vector, direction: Vector, radius: Tensor) -> tuple[Tensor, Tensor]:
+    """Where rays enter and leave a sphere (or a column, given x and z alone); NaN for a miss."""
+    a, b, c = direction[0].square(), origin[0] * direction[0], origin[0].square()
+    for o, d in zip(origin[1:], direction[1:], strict=True):
+        a, b, c = torch.addcmul(a, d, d), torch.addcmul(b, o, d), torch.addcmul(c, o, o)
+    root = torch.addcmul(b.square(), a, c - radius.square(), value=-1.0).sqrt()
     inverse = a.reciprocal()
-    root = torch.addcmul(b.square(), a, c, value=-1.0).sqrt()  # NaN where the ray passes by
     return (-b - root) * inverse, (root - b) * inverse
 
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import math
 import zlib
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import Generator, Tensor, nn
@@ -42,10 +43,27 @@ CLEARING = 1.8  # nothing stands closer to the start than this
 LIGHT_MAP = 192  # texels along each side of the ground's light map, which covers +-MAP_REACH
 MAP_REACH = REACH + 2
 
+# smallest and largest half extents of boxes, pillars and spheres
+SIZES = {
+    BOX: ((0.3, 0.25, 0.3), (0.9, 1.0, 0.9)),
+    PILLAR: ((0.18, 0.7, 0.18), (0.38, 1.3, 0.38)),
+    SPHERE: ((0.35,) * 3, (0.85,) * 3),
+}
+HILLS = ((0.04, 0.09), (0, 2 * math.pi), (0, 2 * math.pi), (0, 2 * math.pi))
+
+
+class Hills(NamedTuple):
+    """A skyline: its height above the horizon (sine of the angle) and phases of three waves."""
+
+    height: float
+    first: float
+    second: float
+    third: float
+
 
 @dataclass(frozen=True)
 class Scene:
-    """One BlockWorld: all that `render` needs. `light_map` [1, 1, M, M] is 1 where the sun falls."""
+    """One BlockWorld. `light_map` [1, 1, M, M] is 1 where all light reaches the ground."""
 
     prompt: BlockWorldPrompt
     eye: float
@@ -53,7 +71,7 @@ class Scene:
     sun: Colour  # unit vector towards the sun
     ground: Ground
     ground_turn: float  # radians by which the ground's pattern is turned
-    hills: tuple[float, float, float, float]  # height and three phases
+    hills: Hills
     solids: Solids
     light_map: Tensor
 
@@ -77,7 +95,6 @@ def make_scene(seed: int, prompt: str | BlockWorldPrompt = "") -> Scene:
     given = BlockWorldPrompt.parse(prompt) if isinstance(prompt, str) else prompt
     generator = Generator().manual_seed(seed ^ zlib.crc32(b"BlockWorld"))
     words = given.complete(generator)
-    assert words.time_of_day and words.ground and words.palette and words.density
     eye = uniform(0.65, 0.95, generator)
     light = TIMES[words.time_of_day]
     azimuth = uniform(-math.pi, math.pi, generator)
@@ -88,64 +105,61 @@ def make_scene(seed: int, prompt: str | BlockWorldPrompt = "") -> Scene:
         math.cos(elevation) * math.cos(azimuth),
     )
     turn = uniform(-0.5, 0.5, generator)
-    phases = [uniform(0.0, 2 * math.pi, generator) for _ in range(3)]
-    hills = (uniform(0.04, 0.09, generator), *phases)
+    hills = Hills(*(uniform(low, high, generator) for low, high in HILLS))
     solids = draw_solids(words.density, words.palette, eye, generator)
     shade = light_map(solids, sun, eye)
     return Scene(words, eye, light, sun, GROUNDS[words.ground], turn, hills, solids, shade)
 
 
 def draw_solids(density: str, palette: str, eye: float, generator: Generator) -> Solids:
-    """Place solids around the clearing, none inside another."""
+    """Place solids around the clearing, none inside another, one of each kind where one looks."""
     counts = DENSITIES[density]
     spots: list[tuple[float, float, float]] = []
     columns = []
     for kind, count in enumerate(counts):
-        for _ in range(count):
+        for i in range(count):
             half = draw_size(kind, generator)
-            reach = math.hypot(half[0], half[2]) if kind == 0 else half[0]
-            spot = draw_spot(reach, spots, generator)
+            reach = math.hypot(half[0], half[2]) if kind == BOX else half[0]
+            x, z = draw_spot(reach, spots, ahead=i == 0, generator=generator)
+            spots.append((x, z, reach))
             yaw = uniform(0.0, math.pi, generator)
+            place = (x, eye - half[1], z, *half, math.cos(yaw), math.sin(yaw))
             body = choose(PALETTES[palette], generator)
             mark = contrast(body, choose(PALETTES[palette], generator))
-            coat = choose(COATS, generator)
+            coat = asdict(choose(COATS, generator))
             scale = uniform(0.9, 1.4, generator)
-            columns.append(
-                (spot[0], eye - half[1], spot[1], *half, math.cos(yaw), math.sin(yaw))
-                + (*body, *mark, coat.width * scale, coat.height * scale)
-                + (coat.checks, coat.stripes, coat.joints, coat.cells, coat.noise)
-            )
-            spots.append((*spot, reach))
+            coat["width"] *= scale
+            coat["height"] *= scale
+            columns.append((*place, *body, *mark, *coat.values()))
     return Solids(torch.tensor(columns, dtype=torch.float32).T.contiguous(), counts)
 
 
 def contrast(body: Colour, other: Colour) -> Colour:
-    """A second colour that stands out from the first: the other, or a much darker or lighter one."""
+    """A second colour that stands out: the other, or a darker or lighter shade of the first."""
     if abs(sum(body) - sum(other)) > 0.6:
         return other
     shade = 0.1 if sum(body) > 1.5 else 0.95
-    return tuple(0.45 * c + 0.55 * shade for c in body)
+    red, green, blue = (0.45 * c + 0.55 * shade for c in body)
+    return red, green, blue
 
 
 def draw_size(kind: int, generator: Generator) -> tuple[float, float, float]:
-    """Half extents of a box (0), a pillar (1) or a sphere (2)."""
-    if kind == 0:
-        return (
-            uniform(0.3, 0.9, generator),
-            uniform(0.25, 1.0, generator),
-            uniform(0.3, 0.9, generator),
-        )
-    radius = uniform(0.18, 0.38, generator) if kind == 1 else uniform(0.35, 0.85, generator)
-    return (radius, uniform(0.7, 1.3, generator) if kind == 1 else radius, radius)
+    """Half extents of a solid."""
+    low, high = SIZES[kind]
+    first, second, third = (uniform(a, b, generator) for a, b in zip(low, high, strict=True))
+    if kind == BOX:
+        return first, second, third
+    return first, second if kind == PILLAR else first, first
 
 
 def draw_spot(
-    reach: float, spots: list[tuple[float, float, float]], generator: Generator
+    reach: float, spots: list[tuple[float, float, float]], ahead: bool, generator: Generator
 ) -> tuple[float, float]:
     """A place on the ground outside the clearing with a gap of 0.5 to every other solid."""
+    nearest = CLEARING + reach
     while True:
-        distance = CLEARING + reach + (REACH - CLEARING - reach) * uniform(0, 1, generator)
-        angle = uniform(-math.pi, math.pi, generator)
+        distance = uniform(nearest, nearest + 4.0 if ahead else REACH, generator)
+        angle = uniform(-0.55, 0.55, generator) if ahead else uniform(-math.pi, math.pi, generator)
         x, z = distance * math.sin(angle), distance * math.cos(angle)
         if all(math.hypot(x - a, z - b) > reach + r + 0.5 for a, b, r in spots):
             return x, z
@@ -160,7 +174,7 @@ def light_map(solids: Solids, sun: Colour, eye: float) -> Tensor:
     axis = (torch.arange(LIGHT_MAP) + 0.5) * (2 * MAP_REACH / LIGHT_MAP) - MAP_REACH
     z, x = (w.reshape(1, -1) for w in torch.meshgrid(axis, axis, indexing="ij"))
     origin = (x, torch.full_like(x, eye - 1e-3), z)
-    towards_sun = tuple(torch.tensor([[c]]) for c in sun)
+    towards_sun = torch.tensor(sun)[:, None, None].unbind()
     blocked = torch.zeros_like(x, dtype=torch.bool)
     near = torch.full_like(x, math.inf)
     for kind in (BOX, PILLAR, SPHERE):

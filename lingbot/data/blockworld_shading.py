@@ -1,4 +1,4 @@
-"""Colours of BlockWorld: patterns filtered to the pixel's footprint, the ground, solids and the sky.
+"""Colours of BlockWorld: patterns filtered to a pixel's footprint, ground, solids and sky.
 
 Every pattern is averaged over the footprint of a pixel in closed form (a box filter), so a frame
 needs no supersampling of its surfaces and far ground fades into its mean instead of flickering.

@@ -64,7 +64,7 @@ TIMES: dict[str, Light] = {
     ),
     "dusk": Light(
         (0.20, 0.16, 0.42), (0.95, 0.48, 0.30), (1.0, 0.60, 0.25), (0.66, 0.38, 0.22),
-        (0.38, 0.32, 0.42), 16.0, 0.45, 15.0,
+        (0.45, 0.39, 0.48), 16.0, 0.45, 15.0,
     ),
     "night": Light(
         (0.03, 0.05, 0.16), (0.16, 0.22, 0.42), (0.34, 0.40, 0.52), (0.36, 0.44, 0.62),
@@ -121,20 +121,21 @@ WORDS: dict[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class BlockWorldPrompt:
-    """What the words of a prompt can choose; None leaves the choice to the scene's seed."""
+    """What the words of a prompt can choose; "" leaves the choice to the scene's seed."""
 
-    time_of_day: str | None = None
-    ground: str | None = None
-    palette: str | None = None
-    density: str | None = None
+    time_of_day: str = ""
+    ground: str = ""
+    palette: str = ""
+    density: str = ""
 
     def __post_init__(self) -> None:
         for field in fields(self):
             word = getattr(self, field.name)
-            if word is not None and word not in WORDS[field.name]:
+            if word and word not in WORDS[field.name]:
                 raise ValueError(
                     f"{field.name}={word!r} is not a word of BlockWorld: "
-                    f"use one of {', '.join(WORDS[field.name])}, or None."
+                    f"use one of {', '.join(WORDS[field.name])}, or "
+                    "."
                 )
 
     @classmethod
@@ -142,7 +143,7 @@ class BlockWorldPrompt:
         """Find the words of BlockWorld in a prompt; other words mean nothing to it."""
         spoken = "".join(c if c.isalpha() else " " for c in text.lower()).split()
         found = {
-            name: next((word for word in spoken if word in words), None)
+            name: next((word for word in spoken if word in words), "")
             for name, words in WORDS.items()
         }
         return cls(**found)
@@ -154,7 +155,7 @@ class BlockWorldPrompt:
         return BlockWorldPrompt(**kept)
 
     def __str__(self) -> str:
-        return ", ".join(word for word in (getattr(self, f.name) for f in fields(self)) if word)
+        return ", ".join(filter(None, (getattr(self, field.name) for field in fields(self))))
 
 
 def random_prompt(generator: Generator) -> str:
