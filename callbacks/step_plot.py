@@ -32,4 +32,4 @@ class StepPlot(StepReports):
         self.path.parent.mkdir(parents=True, exist_ok=True)
         draw_steps(by_rank, self.fps, note).savefig(self.path)
         log.info("A plot of the step times is in %s", self.path.resolve())
-        send_image(trainer, "realtime/steps", self.path)
+        send_image(trainer, "realtime_run/step_times", self.path)

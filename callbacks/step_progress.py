@@ -6,15 +6,10 @@ import math
 from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-)
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.text import Text
 
 from lingbot.callbacks.step_reports import last_report
 from lingbot.realtime.events import StepReport
@@ -40,25 +35,22 @@ class StepProgress(Callback):
 
     def __init__(self, console: Console | None = None) -> None:
         self.console = console
-        self._progress: Progress | None = None
-        self._task = TaskID(0)
+        self._live: Live | None = None
+        self._bar = Progress()
+        self._last = Text()
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Open the bar; a stream without an end shows a count."""
         if not trainer.is_global_zero:
             return
         count = sum(trainer.num_predict_batches)
-        self._progress = Progress(
-            TextColumn("[bold]driving"),
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TextColumn("{task.fields[last]}"),
-            console=self.console,
+        self._bar = Progress(
+            TextColumn("[bold]driving"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
         )
-        total = None if math.isinf(count) else int(count)
-        self._task = self._progress.add_task("driving", total=total, last="")
-        self._progress.start()
+        self._bar.add_task("driving", total=None if math.isinf(count) else int(count))
+        self._last = Text(no_wrap=True, overflow="ellipsis")
+        self._live = Live(Group(self._bar, self._last), console=self.console)
+        self._live.start()
 
     def on_predict_batch_end(
         self,
@@ -70,9 +62,10 @@ class StepProgress(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Move on by a step."""
-        if self._progress is not None:
-            last = describe(last_report(pl_module), trainer.global_rank, trainer.world_size)
-            self._progress.update(self._task, advance=1, last=last)
+        if self._live is not None:
+            report = last_report(pl_module)
+            self._last.plain = describe(report, trainer.global_rank, trainer.world_size)
+            self._bar.advance(self._bar.task_ids[0])
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Leave the bar as it stands."""
@@ -85,6 +78,6 @@ class StepProgress(Callback):
         self._close()
 
     def _close(self) -> None:
-        if self._progress is not None:
-            self._progress.stop()
-            self._progress = None
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
