@@ -181,19 +181,24 @@ def cast(
     pixel = 1.3 / cameras.focal[0]  # width of a pixel at depth 1, and a bit for softness
     start = cameras.position
 
+    def of(ray: Tensor) -> tuple[Tensor, Tensor]:
+        """Origins and directions of some rays, [3, n] each."""
+        frames = flat_frame.index_select(0, ray)
+        return start.index_select(1, frames), flat.index_select(1, ray)
+
     for kind, (ray, solid, entry) in enumerate(meetings):
-        first = (entry == depth[ray]).nonzero()[:, 0]
-        ray, solid, entry = ray[first], solid[first], entry[first]
-        eyes, solids = start[:, flat_frame[ray]], scene.solids.take(solid)
-        colour[:, ray], face = solid_colour(scene, kind, solids, eyes, flat[:, ray], entry, pixel)
+        first = (entry == depth.index_select(0, ray)).nonzero()[:, 0]
+        ray, solid, entry = (values.index_select(0, first) for values in (ray, solid, entry))
+        solids, (eyes, some) = scene.solids.take(solid), of(ray)
+        colour[:, ray], face = solid_colour(scene, kind, solids, eyes, some, entry, pixel)
         seen[ray] = (1 + 4 * solid + face).to(torch.int16)
 
     free = depth == torch.inf
-    falls = flat[1] * FAR > (scene.eye - start[1])[flat_frame]
+    falls = flat[1] * FAR > (scene.eye - start[1]).index_select(0, flat_frame)
     ray = (free & falls).nonzero()[:, 0]
-    colour[:, ray] = ground_colour(scene, start[:, flat_frame[ray]], flat[:, ray], pixel)
+    colour[:, ray] = ground_colour(scene, *of(ray), pixel)
     ray = (free & ~falls).nonzero()[:, 0]
-    colour[:, ray] = sky(scene, flat[:, ray], pixel)
+    colour[:, ray] = sky(scene, flat.index_select(1, ray), pixel)
     return colour.view(3, packets, size), seen.view(packets, size)
 
 
@@ -212,8 +217,10 @@ def meet(
     start = tuple(axis.index_select(0, packet) for axis in origin)
     place = scene.solids.rows[:PLACE].index_select(1, solid)
     entry = enter(kind, start, some, place)  # [pairs, R]
-    pair, ray = (entry < torch.inf).nonzero().unbind(1)
-    entry, ray, solid = entry[pair, ray], packet[pair] * size + ray, solid[pair]
+    met = (entry < torch.inf).flatten().nonzero()[:, 0]
+    pair = met // size
+    ray = packet.index_select(0, pair) * size + met % size
+    entry, solid = entry.flatten().index_select(0, met), solid.index_select(0, pair)
     depth.scatter_reduce_(0, ray, entry, "amin")
     return ray, solid, entry
 

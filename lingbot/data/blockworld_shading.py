@@ -21,14 +21,20 @@ from lingbot.data.blockworld_scene import MAP_REACH, Scene
 from lingbot.data.blockworld_words import Colour
 
 SHADES = 1024  # random shades that cells pick from; cells (i, j) and (i + 1024, j) look the same
+STRIDES = (73, 277)  # from a cell to the next one along u and v
 Coat = Mapping[str, float] | Solids  # a pattern's values as numbers, or as tensors [N]
 
 
 @lru_cache(maxsize=8)
-def shades(device: torch.device) -> Tensor:
-    """Random shades in [-1, 1], the same on every device."""
+def shades(device: torch.device) -> tuple[Tensor, ...]:
+    """Random shades in [-1, 1] of a cell, the one right of it, below, and right and below.
+
+    Four tables, each the first one shifted, are looked up by one index: that is the fastest way.
+    """
     generator = torch.Generator().manual_seed(20)
-    return (2 * torch.rand(SHADES, generator=generator) - 1).to(device)
+    table = 2 * torch.rand(SHADES, generator=generator) - 1
+    offsets = (0, STRIDES[0], STRIDES[1], sum(STRIDES))
+    return tuple(table.roll(-offset).to(device) for offset in offsets)
 
 
 def pattern(u: Tensor, v: Tensor, du: Tensor, dv: Tensor, coat: Coat) -> Tensor:
@@ -91,22 +97,19 @@ def blotches(u: Tensor, v: Tensor, du: Tensor, dv: Tensor) -> Tensor:
 
 def random_cells(u: Tensor, v: Tensor, du: Tensor, dv: Tensor, smallest: float = 1e-3) -> Tensor:
     """A random shade for every cell, averaged over the footprint and fading where it is wide."""
-    (i, right), (j, below) = across(u, du.clamp(smallest, 1.0)), across(v, dv.clamp(smallest, 1.0))
-    table = shades(u.device)
-
-    def shade(a: int, b: int) -> Tensor:
-        return table[((i + a) * 73 + (j + b) * 277) & (SHADES - 1)]
-
-    top = torch.lerp(shade(0, 0), shade(1, 0), right)
-    bottom = torch.lerp(shade(0, 1), shade(1, 1), right)
-    return torch.lerp(top, bottom, below) * (2.0 - torch.maximum(du, dv)).clamp_(0.0, 1.0)
+    i, right = across(u, du.clamp(smallest, 1.0))
+    j, below = across(v, dv.clamp(smallest, 1.0))
+    cell = ((i * STRIDES[0] + j * STRIDES[1]) & (SHADES - 1)).long()
+    here, next_i, next_j, diagonal = (table.index_select(0, cell) for table in shades(u.device))
+    value = torch.lerp(torch.lerp(here, next_i, right), torch.lerp(next_j, diagonal, right), below)
+    return value * (2.0 - torch.maximum(du, dv)).clamp_(0.0, 1.0)
 
 
 def across(x: Tensor, width: Tensor) -> tuple[Tensor, Tensor]:
     """The cell where an interval starts, and how much of the interval lies in the next one."""
     start = torch.floor(x - 0.5 * width)
     share = ((x + 0.5 * width - start - 1) / width).clamp_(0.0, 1.0)
-    return start.long(), share
+    return start.int(), share
 
 
 def sky(scene: Scene, rays: Tensor, pixel: float) -> Tensor:
