@@ -83,6 +83,7 @@ class Camera:
     """Keys or poses to rays."""
 
     _target_: str = "lingbot.camera.controls.CameraControl"
+    _partial_: bool = True
     kind: str = MISSING
     height: int = MISSING
     width: int = MISSING

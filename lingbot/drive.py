@@ -19,7 +19,6 @@ from lingbot.data.control_stream import ControlStream
 from lingbot.data.first_frame import read_image
 from lingbot.launch import build_all, check_seed
 from lingbot.module import LingBotModule
-from lingbot.parallel.splits import check_heads, even_splits
 from lingbot.parallel.strategy import SequenceParallelMixin, SequenceParallelStrategy
 
 log = logging.getLogger(__name__)
@@ -38,7 +37,8 @@ def build_drive(cfg: DictConfig) -> ControlStream:
     shape = (cfg.frames_per_chunk, cfg.num_steps, dict(cfg.prompt_events))
     if cfg.folder is not None:
         return ControlStream.from_folder(cfg.folder, *shape)
-    return ControlStream.from_actions(cfg.actions or cfg.sample_drive, *shape)
+    actions = cfg.sample_drive if cfg.actions is None else cfg.actions
+    return ControlStream.from_actions(actions, *shape)
 
 
 def first_frame(cfg: DictConfig, drive: ControlStream) -> tuple[Tensor, str]:
@@ -89,8 +89,8 @@ def build_trainer(cfg: DictConfig, module: LingBotModule) -> L.Trainer:
             )
         log.info("driving on %d ranks: strategy=sequence_parallel", trainer.world_size)
         trainer = instantiate(cfg.trainer, strategy=SequenceParallelStrategy(), **parts)
-    check_heads(module.config.num_heads, trainer.world_size)
-    even_splits(module.grid.tokens, trainer.world_size)
+    if isinstance(trainer.strategy, SequenceParallelMixin):
+        trainer.strategy.check(module.grid.tokens, module.config.num_heads)
     return trainer
 
 

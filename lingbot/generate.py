@@ -1,7 +1,7 @@
 """lingbot-generate actions="w-24,jw-24,none-12" prompt="dusk, sand, vivid, dense" seed=3
 
-Drives a world: one realtime step after another under `Trainer.predict`, with callbacks that write the
-video and account for every step. `conf/generate.yaml` holds the options.
+Drives a world: one realtime step after another under `Trainer.predict`, with callbacks that write
+the video and account for every step. `conf/generate.yaml` holds the options.
 """
 
 from __future__ import annotations
@@ -38,15 +38,15 @@ def generate_and_tell(cfg: DictConfig) -> None:
     if rank() == 0:
         print(f"{made['steps']} realtime steps, {made['frames']} frames, in {made['folder']}:")
         for name, path in made["files"].items():
-            print(f"  {name:<14} {path}")
+            print(f"  {name:<18} {path}")
 
 
 def generate(cfg: DictConfig) -> dict[str, Any]:
     """Drive the world that the configuration describes.
 
     Returns:
-        What was made: the run's `folder`, its `files` by the callback that wrote them, and the
-        numbers of realtime `steps` and video `frames`.
+        What was made: the run's `folder`, its `files` by name, and the numbers of realtime `steps`
+        and video `frames`.
 
     Raises:
         Refused: for input that cannot be driven; nothing has been loaded or started.
@@ -63,24 +63,22 @@ def generate(cfg: DictConfig) -> dict[str, Any]:
     try:
         trainer.loggers = build_loggers(cfg)
         log_configuration(cfg, trainer.loggers)
-        trainer.predict(module, DataLoader(drive, batch_size=None), return_predictions=False)
+        steps: DataLoader[Any] = DataLoader(drive, batch_size=None)
+        trainer.predict(module, steps, return_predictions=False)
     finally:
         finish_loggers(cfg)
     return {
         "folder": str(folder),
-        "files": written_files(trainer),
+        "files": written_files(folder),
         "steps": len(drive),
         "frames": video_frames(module, drive),
     }
 
 
-def written_files(trainer: L.Trainer) -> dict[str, str]:
-    """Files by the callback that wrote them, of the callbacks that have a `path`."""
-    return {
-        type(callback).__name__: str(path)
-        for callback in trainer.callbacks
-        if (path := getattr(callback, "path", None)) is not None and Path(path).is_file()
-    }
+def written_files(folder: Path) -> dict[str, str]:
+    """Videos, pictures and tables of the run's folder, by name."""
+    found = sorted(path for path in folder.iterdir() if path.suffix in (".mp4", ".png", ".csv"))
+    return {path.name: str(path) for path in found}
 
 
 if __name__ == "__main__":

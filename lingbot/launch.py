@@ -10,6 +10,7 @@ import logging
 import os
 import re
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,6 +32,7 @@ log = logging.getLogger(__name__)
 FREE_TEXT = re.compile(
     r"(actions|prompt|image|folder|weights|paths\.output_dir|\+?prompt_events\.\d+)=(.+)", re.DOTALL
 )
+REFUSALS = (ValueError, OSError, OmegaConfBaseException, MisconfigurationException)
 LARGEST_SEED = 2**32 - 1
 
 
@@ -43,11 +45,12 @@ def refusing() -> Iterator[None]:
     """Turn what checks and constructors object to into `Refused`, one line each."""
     try:
         yield
-    except InstantiationException as error:
-        cause = error.__cause__ or error
-        raise Refused(_one_line(cause)) from error
-    except (ValueError, OSError, OmegaConfBaseException, MisconfigurationException) as error:
+    except REFUSALS as error:
         raise Refused(_one_line(error)) from error
+    except InstantiationException as error:
+        if isinstance(error.__cause__, REFUSALS):
+            raise Refused(_one_line(error.__cause__)) from error
+        raise
 
 
 def run_command(task: Callable[[DictConfig], Any], name: str) -> None:
@@ -60,6 +63,8 @@ def run_command(task: Callable[[DictConfig], Any], name: str) -> None:
     def job(cfg: DictConfig) -> Any:
         nonlocal began
         began = True
+        if rank() > 0:
+            logging.getLogger("lingbot").setLevel(logging.WARNING)
         try:
             return task(cfg)
         except Refused as refusal:
@@ -68,6 +73,7 @@ def run_command(task: Callable[[DictConfig], Any], name: str) -> None:
                 print(f"lingbot-{name}: {refusal}", file=sys.stderr)
             sys.exit(2)
 
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # Lightning 2.6 on torch 2.13
     sys.argv = [sys.argv[0], *_for_hydra(sys.argv[1:]), *_for_rank(rank())]
     try:
         hydra.main(version_base="1.3", config_path="pkg://lingbot.conf", config_name=name)(job)()

@@ -1,0 +1,94 @@
+"""lingbot-train experiment=blockworld_world codec.folder=CODEC
+
+Trains a world by flow matching, or with experiment=blockworld_codec the codec it lives in.
+`conf/train.yaml` holds the options; `train` returns the last metrics, which sweeps minimise.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import lightning as L
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+
+from lingbot.launch import (
+    build_all,
+    build_loggers,
+    check_seed,
+    finish_loggers,
+    log_configuration,
+    rank,
+    refusing,
+    run_command,
+    run_folder,
+)
+from lingbot.model.checkpoint import TEXT_ENCODER, TRANSFORMER, save_weights
+from lingbot.module import LingBotModule
+from lingbot.parallel.strategy import SequenceParallelMixin
+
+WORLD = "world"
+
+
+def main() -> None:
+    run_command(train_and_tell, "train")
+
+
+def train_and_tell(cfg: DictConfig) -> float | None:
+    """`train`, its metrics printed by the first rank, and the one that a sweep looks at."""
+    metrics = train(cfg)
+    if rank() == 0:
+        print(f"trained in {cfg.paths.output_dir}:")
+        for name, value in sorted(metrics.items()):
+            print(f"  {name:<20} {value:.6g}")
+    return metrics.get(cfg.optimized_metric)
+
+
+def train(cfg: DictConfig) -> dict[str, float]:
+    """Train what the configuration describes; returns the last metrics by name.
+
+    Raises:
+        Refused: for values that cannot be trained with; nothing has been started.
+    """
+    with refusing():
+        L.seed_everything(check_seed(cfg.seed), workers=True, verbose=False)
+        folder = run_folder(cfg)
+        data: L.LightningDataModule = instantiate(cfg.data, _convert_="all")
+        module: L.LightningModule = instantiate(cfg.module, _convert_="all")
+        callbacks = build_all(cfg.callbacks)
+        trainer: L.Trainer = instantiate(
+            cfg.trainer, callbacks=callbacks, logger=False, _convert_="all"
+        )
+        check_ranks(trainer, module)
+    try:
+        trainer.loggers = build_loggers(cfg)
+        log_configuration(cfg, trainer.loggers)
+        trainer.fit(module, datamodule=data, ckpt_path=cfg.ckpt_path)
+    finally:
+        finish_loggers(cfg)
+    if isinstance(module, LingBotModule) and trainer.is_global_zero:
+        save_world(module, folder / WORLD)
+    return {name: float(value) for name, value in trainer.callback_metrics.items()}
+
+
+def check_ranks(trainer: L.Trainer, module: L.LightningModule) -> None:
+    """Raises ValueError for ranks that the model's heads or a chunk's tokens do not split over."""
+    if isinstance(trainer.strategy, SequenceParallelMixin):
+        if not isinstance(module, LingBotModule):
+            raise ValueError(
+                f"{type(module).__name__} has no tokens to split: choose strategy=ddp or auto"
+            )
+        trainer.strategy.check(module.grid.tokens, module.config.num_heads)
+
+
+def save_world(module: LingBotModule, folder: Path) -> None:
+    """Write the world as `weights=FOLDER` takes it, in float16."""
+    assert module.transformer is not None
+    save_weights(module.transformer, folder / TRANSFORMER, torch.float16)
+    save_weights(module.text_encoder, folder / TEXT_ENCODER, torch.float16)
+    module.codec.save(folder / "codec")
+
+
+if __name__ == "__main__":
+    main()
