@@ -106,7 +106,8 @@ class KVCache:
         config.check_chunk(grid.frames)
         self.config, self.grid = config, grid
         shape = (2, batch, config.capacity * grid.tokens_per_frame, heads, head_dim)
-        self._memory = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(layers)]
+        with torch.inference_mode(False):  # written to in whatever mode the caller is
+            self._memory = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(layers)]
         self.reset()
 
     def reset(self) -> None:

@@ -1,0 +1,191 @@
+import pytest
+import torch
+
+from lingbot.camera.controls import Controls
+from lingbot.codec.video import frames_to_uint8
+from lingbot.data.control_stream import ControlStream
+from lingbot.diffusion import FewStepSampler, FlowSchedule
+from lingbot.model import CachedTransformer, KVCacheConfig, LocalExchange
+from lingbot.realtime.session import RealtimeSession
+from tests.model.worlds import (
+    HEIGHT,
+    SMALL,
+    WIDTH,
+    PromptLengths,
+    small_camera,
+    small_codec,
+    small_transformer,
+)
+
+IMAGE = torch.arange(HEIGHT * WIDTH * 3, dtype=torch.int64).remainder(251).to(torch.uint8)
+IMAGE = IMAGE.view(HEIGHT, WIDTH, 3)
+DRIVE = ControlStream.from_actions("w-20,jw-12,none-12", 3)
+
+
+class RecordingSampler(FewStepSampler):
+    """Keeps every clean chunk it makes."""
+
+    def __init__(self) -> None:
+        super().__init__(FlowSchedule(5.0))
+        self.made: list[torch.Tensor] = []
+
+    def __call__(self, *args) -> torch.Tensor:
+        self.made.append(super().__call__(*args))
+        return self.made[-1]
+
+
+def make_session(cache=None, policy: str = "step") -> RealtimeSession:
+    model = CachedTransformer(
+        small_transformer(), cache or KVCacheConfig(), SMALL.grid(3, HEIGHT // 8, WIDTH // 8),
+        LocalExchange(SMALL.num_heads), policy,
+    )  # fmt: skip
+    return RealtimeSession(
+        model, small_codec(), PromptLengths(), small_camera(), RecordingSampler()
+    )
+
+
+def drive(session: RealtimeSession, stream=DRIVE, prompt: str = "dusk", seed: int = 0):
+    session.reset(IMAGE, prompt, seed)
+    return [session.step(controls) for controls in stream]
+
+
+def test_the_first_step_gives_9_frames_and_later_ones_12():
+    frames = drive(make_session())
+    assert [tuple(f.shape) for f in frames] == [(9, HEIGHT, WIDTH, 3)] + 3 * [
+        (12, HEIGHT, WIDTH, 3)
+    ]
+    assert all(f.dtype == torch.uint8 for f in frames)
+
+
+def test_streamed_frames_equal_a_one_shot_decode_of_all_latents():
+    session = make_session()
+    streamed = torch.cat(drive(session))
+    latents = torch.cat(session.sampler.made, dim=2)
+    with torch.no_grad():
+        at_once = frames_to_uint8(session.codec.decode(latents))[0]
+    assert torch.equal(streamed, at_once)
+
+
+def test_a_seed_makes_one_world_and_another_seed_another():
+    session = make_session()
+    first, again, other = drive(session), drive(session), drive(session, seed=1)
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    assert not torch.equal(first[0], other[0])
+
+
+def test_controls_steer_the_frames_of_their_chunk_and_not_those_before():
+    left, right = (ControlStream.from_actions(f"w-20,{turn}-12", 3) for turn in "jl")
+    a, b = drive(make_session(), left), drive(make_session(), right)
+    assert torch.equal(a[0], b[0])
+    assert torch.equal(a[1], b[1])
+    assert not torch.equal(a[2], b[2])
+
+
+@pytest.mark.parametrize("policy", ["denoise", "off"])
+def test_conditioner_policies_make_the_same_video(policy):
+    expected = drive(make_session())
+    assert all(
+        torch.equal(a, b) for a, b in zip(drive(make_session(policy=policy)), expected, strict=True)
+    )
+
+
+def test_the_image_is_encoded_once_a_session_and_shown_to_the_first_chunk_only():
+    session = make_session()
+    encoded, conditions = [], []
+    encode, begin = session.codec.encode, session.model.begin_chunk
+    session.codec.encode = lambda x: encoded.append(x) or encode(x)
+    session.model.begin_chunk = lambda c, condition, f: (
+        conditions.append(condition) or begin(c, condition, f)
+    )
+    drive(session)
+    assert len(encoded) == 1
+    mask, image = conditions[0][:, :4], conditions[0][:, 4:]
+    assert mask[:, :, 0].eq(1).all()
+    assert mask[:, :, 1:].eq(0).all()
+    assert image[:, :, 0].any()
+    assert not image[:, :, 1:].any()
+    assert all(not later.any() for later in conditions[1:])
+
+
+def test_a_prompt_event_changes_the_frames_from_its_chunk_on():
+    plain = drive(make_session())
+    changed = drive(
+        make_session(), ControlStream.from_actions("w-20,jw-12,none-12", 3, prompt_events={2: "no"})
+    )
+    assert torch.equal(plain[1], changed[1])
+    assert not torch.equal(plain[2], changed[2])
+
+
+@pytest.mark.parametrize("cache", [KVCacheConfig(), KVCacheConfig(6, 2), KVCacheConfig(5, 1)])
+def test_recomputing_the_history_under_the_same_prompt_changes_nothing(cache):
+    """The recomputed memory must hold exactly what it held, also after frames were evicted."""
+    kept, recomputed = make_session(cache), make_session(cache)
+    for session in (kept, recomputed):
+        session.reset(IMAGE, "dusk")
+    *past, last = ControlStream.from_actions("w-56", 3)
+    for controls in past:
+        kept.step(controls)
+        recomputed.step(controls)
+    recomputed.change_prompt("dusk", recompute_history=True)
+    frames = [session.step(last) for session in (kept, recomputed)]
+    if cache.window == -1:
+        assert torch.equal(*frames)
+    # evicted frames are gone, so only layer 0, which sees no history, can be the same again
+    rows = [session.model.memory.in_time_order(0)[0] for session in (kept, recomputed)]
+    before = (session_frames(kept) - 3) * kept.model.grid.tokens_per_frame
+    assert torch.allclose(rows[0][:, :before], rows[1][:, :before], atol=1e-5)
+
+
+def session_frames(session: RealtimeSession) -> int:
+    return session.model.memory.frames_visible
+
+
+def test_recomputing_the_history_under_another_prompt_changes_the_memory():
+    session = make_session()
+    drive(session)
+    before = [m.clone() for m in session.model.memory.visible(1)]
+    session.change_prompt("noon, grass", recompute_history=True)
+    assert not torch.allclose(before[0], session.model.memory.visible(1)[0], atol=1e-4)
+
+
+def test_the_report_accounts_for_the_step():
+    session = make_session()
+    drive(session)
+    report = session.report
+    layers = SMALL.num_layers
+    assert (report.step, report.frames, len(report.pass_ms)) == (3, 12, 4)
+    assert report.conditioner_misses == layers
+    assert report.conditioner_hits == 3 * layers + layers - 1
+    parts = sum(report.pass_ms) + report.context_update_ms + report.camera_ms + report.decode_ms
+    assert 0 < parts <= report.total_ms
+    assert report.collectives == []
+
+
+def test_it_drives_under_inference_mode_too():
+    expected = drive(make_session())
+    with torch.inference_mode():
+        assert torch.equal(drive(make_session())[-1], expected[-1])
+
+
+def test_a_closed_or_new_session_refuses_to_step_and_says_what_to_do():
+    with make_session() as session:
+        with pytest.raises(RuntimeError, match="reset"):
+            session.step(DRIVE[0])
+        session.reset(IMAGE, "dusk")
+        session.step(DRIVE[0])
+    with pytest.raises(RuntimeError, match="reset"):
+        session.step(DRIVE[1])
+
+
+def test_controls_that_do_not_fill_the_chunk_are_refused_and_the_session_goes_on():
+    session = make_session()
+    session.reset(IMAGE, "dusk")
+    with pytest.raises(ValueError, match="8"):
+        session.step(Controls(actions=("w",) * 12))
+    assert torch.equal(session.step(DRIVE[0]), drive(make_session())[0])
+
+
+@pytest.mark.parametrize("image", [IMAGE[:8], IMAGE.float(), IMAGE[..., :2]])
+def test_first_frames_of_another_size_or_type_are_refused(image):
+    with pytest.raises(ValueError, match=r"uint8 \(32, 48, 3\)"):
+        make_session().reset(image, "dusk")
