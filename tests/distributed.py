@@ -4,7 +4,8 @@
 
 `function` is defined at the top level of a module (processes import it by name) and is called as
 `function(rank, *args)` with the process group set up; arguments and results are pickled.
-`LOCAL_RANK` is set, so a Lightning Trainer made inside joins these processes and launches no more.
+`LOCAL_RANK` is set, so a Lightning Trainer made inside joins these processes and launches no more;
+with `group=False` neither group nor variables are set up.
 """
 
 from __future__ import annotations
@@ -31,7 +32,11 @@ _processes.set_forkserver_preload(["torch.distributed", "lightning.pytorch", "ei
 
 
 def run_ranks(
-    function: Callable[..., Any], ranks: int, *args: Any, timeout: float = 60.0
+    function: Callable[..., Any],
+    ranks: int,
+    *args: Any,
+    timeout: float = 60.0,
+    group: bool = True,
 ) -> list[Any]:
     """What `function(rank, *args)` returned on each of `ranks` ranks, in their order.
 
@@ -44,7 +49,7 @@ def run_ranks(
         try:
             for rank in range(ranks):
                 receiver, sender = _processes.Pipe(duplex=False)
-                arguments = (sender, folder, timeout, function, rank, ranks, args)
+                arguments = (sender, folder, timeout, group, function, rank, ranks, args)
                 worker = _processes.Process(target=_rank, args=arguments, name=f"rank {rank}")
                 worker.start()
                 sender.close()
@@ -86,26 +91,29 @@ def _rank(
     sender: Connection,
     folder: str,
     timeout: float,
+    group: bool,
     function: Callable[..., Any],
     rank: int,
     ranks: int,
     args: tuple[Any, ...],
 ) -> None:
-    os.environ.update(LOCAL_RANK=str(rank), NODE_RANK="0", WORLD_SIZE=str(ranks))
     torch.set_num_threads(1)
     with open(Path(folder, f"stack{rank}"), "w") as stack:
         faulthandler.dump_traceback_later(timeout, file=stack)
         try:
-            dist.init_process_group(
-                "gloo",
-                init_method=f"file://{folder}/rendezvous",
-                rank=rank,
-                world_size=ranks,
-                timeout=timedelta(seconds=timeout + 5),
-            )
+            if group:
+                os.environ.update(LOCAL_RANK=str(rank), NODE_RANK="0", WORLD_SIZE=str(ranks))
+                dist.init_process_group(
+                    "gloo",
+                    init_method=f"file://{folder}/rendezvous",
+                    rank=rank,
+                    world_size=ranks,
+                    timeout=timedelta(seconds=timeout + 5),
+                )
             answer = pickle.dumps((None, function(rank, *args)))
-            dist.barrier()
-            dist.destroy_process_group()
+            if group:
+                dist.barrier()
+                dist.destroy_process_group()
         except BaseException:
             answer = pickle.dumps((traceback.format_exc(), None))
         finally:
