@@ -7,9 +7,11 @@ that would is drawn again. Training, validation and test clips come from disjoin
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import torch
 from torch import Generator, Tensor
 from torch.utils.data import Dataset, default_collate
 
@@ -111,6 +113,12 @@ class BlockWorldClips(Dataset[dict[str, Any]]):
             "prompt": drive.prompt,
             "seed": drive.seed,
         }
+
+    def on(self, device: torch.device | str) -> BlockWorldClips:
+        """The same clips, rendered on a device."""
+        clips = copy(self)
+        clips.device = str(device)
+        return clips
 
     def drive(self, index: int, variant: int = 0) -> Drive:
         """The drive of a clip without its frames, or another drive from the same start."""

@@ -8,14 +8,19 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from pathlib import Path
 from typing import Any, Literal
 
 import lightning as L
+import torch
+from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from lingbot.data.blockworld_clips import BlockWorldClips, Split, collate_clips
 from lingbot.data.blockworld_latents import BlockWorldLatents, Encoder, build_latents, describe
+
+log = logging.getLogger(__name__)
 
 Content = Literal["latents", "frames"]
 
@@ -34,6 +39,8 @@ class BlockWorldDataModule(L.LightningDataModule):
         encode_batch_size: clips that the codec encodes together.
         num_workers: processes that load, or render, the clips.
         height, width: pixels, multiples of 8.
+        device: where clips are rendered and encoded for the cache; "auto" is a GPU where there is
+            one. Bare frames are always rendered on the CPU, by the workers.
 
     Raises:
         ValueError: an unknown content, "latents" without codec or folder, a length the codec
@@ -55,6 +62,7 @@ class BlockWorldDataModule(L.LightningDataModule):
         num_workers: int = 0,
         height: int = 96,
         width: int = 160,
+        device: str = "auto",
     ) -> None:
         super().__init__()
         if content not in ("latents", "frames"):
@@ -69,6 +77,9 @@ class BlockWorldDataModule(L.LightningDataModule):
         self.content, self.codec, self.latent_frames = content, codec, latent_frames
         self.cache_dir = None if cache_dir is None else Path(cache_dir)
         self.batch_sizes = {"train": batch_size, "val": val_batch_size}
+        self.device = torch.device(
+            ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+        )
         self.encode_batch_size, self.num_workers = encode_batch_size, num_workers
         self.clips = {
             "train": BlockWorldClips("train", train_clips, num_frames, height, width),
@@ -78,11 +89,19 @@ class BlockWorldDataModule(L.LightningDataModule):
 
     def prepare_data(self) -> None:
         """Encode what is not in the cache yet; Lightning calls this on one process a node."""
-        if self.content == "latents":
-            assert self.codec is not None
-            for split, clips in self.clips.items():
-                batch, workers = self.encode_batch_size, self.num_workers
-                build_latents(self.cache_path(split), clips, self.codec, batch, workers)
+        if self.content == "frames":
+            return
+        assert self.codec is not None
+        for split, clips in self.clips.items():
+            path = self.cache_path(split)
+            if path.is_file():
+                continue
+            log.info("encoding %d clips of %s on %s", len(clips), path.name, self.device)
+            workers = self.num_workers if self.device.type == "cpu" else 0
+            codec = self.codec.to(self.device) if isinstance(self.codec, nn.Module) else self.codec
+            build_latents(path, clips.on(self.device), codec, self.encode_batch_size, workers)
+        if isinstance(self.codec, nn.Module):
+            self.codec.to("cpu")
 
     def setup(self, stage: str | None = None) -> None:
         """Open the clips of both splits."""
