@@ -92,15 +92,15 @@ def check_mesh(world: int, data: int | None, sequence: int | None) -> tuple[int,
         if size is not None and size < 1:
             raise ValueError(f"{name}={size}: must be at least 1, or 'auto'")
     data_size = world // (sequence or world) if data is None else data
-    sequence_size = world // data_size if sequence is None and data_size else sequence
-    if data_size * (sequence_size or 0) != world:
+    sequence_size = world // data_size if sequence is None else sequence
+    if data_size * sequence_size != world:
         pairs = ", ".join(f"{world // size} x {size}" for size in _divisors(world))
         raise ValueError(
             f"data_size={data or 'auto'} x sequence_size={sequence or 'auto'} does not fit a world "
             f"of {world} ranks: their product must be {world}; data x sequence sizes that work: "
             f"{pairs}"
         )
-    return data_size, world // data_size
+    return data_size, sequence_size
 
 
 def _divisors(number: int) -> list[int]:
