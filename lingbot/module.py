@@ -37,6 +37,16 @@ from lingbot.realtime.session import RealtimeSession
 FROZEN = "codec."
 
 
+class CloseSessionOnFailure(L.Callback):
+    """Lightning tells callbacks, not modules, that a run has failed."""
+
+    def on_exception(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
+    ) -> None:
+        if isinstance(pl_module, LingBotModule):
+            pl_module.close_session()
+
+
 class LingBotModule(L.LightningModule):
     """Trains and drives a world.
 
@@ -166,14 +176,15 @@ class LingBotModule(L.LightningModule):
         return self.session.step(controls)
 
     def on_predict_end(self) -> None:
-        self._close_session()
+        self.close_session()
 
-    def on_exception(self, exception: BaseException) -> None:
-        self._close_session()
-
-    def _close_session(self) -> None:
+    def close_session(self) -> None:
+        """Ends the live session, if there is one."""
         if self.session is not None:
             self.session.close()
+
+    def configure_callbacks(self) -> list[L.Callback]:
+        return [CloseSessionOnFailure()]
 
     # ---- training -----------------------------------------------------------------------------
 

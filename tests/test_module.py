@@ -1,0 +1,234 @@
+"""The module under its Trainer: driving and training, on one rank and on several."""
+
+import lightning as L
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from lingbot.camera.controls import CameraControl
+from lingbot.data.control_stream import ControlStream
+from lingbot.diffusion import FewStepSampler, FlowMatching, FlowSchedule
+from lingbot.model import KVCacheConfig, TransformerConfig
+from lingbot.module import LingBotModule
+from lingbot.parallel.strategy import SequenceParallelStrategy
+from tests.distributed import run_ranks
+from tests.model.worlds import HEIGHT, SMALL, WIDTH, PromptLengths, small_camera, small_codec
+
+TWELVE_HEADS = TransformerConfig(
+    dim=96, ffn_dim=64, num_heads=12, num_layers=2, text_dim=16, text_len=8, freq_dim=32
+)
+IMAGE = torch.arange(HEIGHT * WIDTH * 3).remainder(251).to(torch.uint8).view(HEIGHT, WIDTH, 3)
+ACTIONS = "w-20,jw-12,none-12"
+
+
+def make_module(model: TransformerConfig = TWELVE_HEADS, **changes) -> LingBotModule:
+    torch.manual_seed(0)
+    module = LingBotModule(
+        **{
+            "model": model,
+            "codec": small_codec,
+            "text_encoder": PromptLengths,
+            "camera": small_camera,
+            "sampler": FewStepSampler(FlowSchedule(5.0)),
+            "kv_cache": KVCacheConfig(9, 3),
+            "objective": FlowMatching(FlowSchedule(5.0)),
+            "optimizer": lambda parameters: torch.optim.SGD(parameters, lr=0.1),
+        }
+        | changes
+    )
+    module.configure_model()
+    return module
+
+
+def quiet_trainer(**options) -> L.Trainer:
+    return L.Trainer(
+        accelerator="cpu", logger=False, enable_progress_bar=False, enable_checkpointing=False,
+        enable_model_summary=False, inference_mode=False, **options,
+    )  # fmt: skip
+
+
+class Collector(L.Callback):
+    """Keeps what every realtime step gave and reported."""
+
+    def __init__(self) -> None:
+        self.frames: list[torch.Tensor] = []
+        self.reports: list = []
+
+    def on_predict_batch_end(self, trainer, module, outputs, batch, batch_idx, dataloader_idx=0):
+        self.frames.append(outputs)
+        self.reports.append(module.session.report)
+
+
+def predict(**options) -> Collector:
+    module, seen = make_module(), Collector()
+    module.start_world(IMAGE, "dusk", seed=3)
+    trainer = quiet_trainer(callbacks=[seen], **options)
+    stream = ControlStream.from_actions(ACTIONS, 3)
+    trainer.predict(module, DataLoader(stream, batch_size=None), return_predictions=False)
+    return seen
+
+
+def predict_on_a_rank(rank: int, ranks: int, uniform: bool | None):
+    seen = predict(strategy=SequenceParallelStrategy(uniform_fast_path=uniform), devices=ranks)
+    last = seen.reports[-1]
+    return torch.cat(seen.frames), {c.path for c in last.collectives}, last.to_dict()
+
+
+def test_predict_drives_a_control_stream_like_a_session_of_ones_own():
+    seen = predict()
+    session = make_module().new_session(IMAGE, "dusk", seed=3)
+    with session:
+        for controls, frames in zip(
+            ControlStream.from_actions(ACTIONS, 3), seen.frames, strict=True
+        ):
+            assert torch.equal(session.step(controls), frames)
+
+
+# a chunk has 18 tokens: 2 and 3 ranks share them evenly, 4 do not
+@pytest.mark.processes
+@pytest.mark.parametrize(
+    ("ranks", "uniform", "paths"),
+    [
+        (2, None, {"uniform"}),
+        (2, False, {"variable"}),
+        (3, None, {"uniform"}),
+        (4, None, {"variable"}),
+    ],
+)
+def test_the_video_is_the_same_on_any_number_of_ranks_and_on_both_paths(ranks, uniform, paths):
+    expected = torch.cat(predict().frames).int()
+    for frames, taken, report in run_ranks(predict_on_a_rank, ranks, ranks, uniform, timeout=120):
+        assert taken == paths
+        assert (frames.int() - expected).abs().max() <= 1  # rounding to 8 bits
+        calls = {c["name"]: c["calls"] for c in report["collectives"]}
+        layers, passes = TWELVE_HEADS.num_layers, 4
+        assert calls == {
+            "qkv": passes * layers + layers - 1,  # the update's last block sends k, v only
+            "kv": 1,
+            "out": passes * layers + layers - 1,
+            "gather": passes,
+        }
+
+
+def training_batch(samples: int = 2) -> dict:
+    torch.manual_seed(5)
+    poses = torch.eye(4, dtype=torch.float64).repeat(samples, 21, 1, 1)
+    poses[:, :, 2, 3] = torch.arange(21) * 0.05
+    return {
+        "latents": torch.randn(samples, 16, 6, HEIGHT // 8, WIDTH // 8),
+        "image_latent": torch.randn(samples, 16, 1, HEIGHT // 8, WIDTH // 8),
+        "poses": poses,
+        "actions": [["w"] * 20] * samples,
+        "prompt": ["dusk", "noon"][:samples],
+    }
+
+
+class Gradients(L.Callback):
+    def on_before_optimizer_step(self, trainer, module, optimizer):
+        self.found = {n: p.grad.clone() for n, p in module.named_parameters() if p.grad is not None}
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+        self.loss = float(outputs["loss"])
+
+
+class OneBatch(torch.utils.data.Dataset):
+    def __len__(self) -> int:
+        return 1
+
+    def __getitem__(self, index: int) -> dict:
+        return training_batch()
+
+
+def fit(**options) -> tuple[float, dict[str, torch.Tensor]]:
+    module, gradients = make_module(), Gradients()
+    trainer = quiet_trainer(max_steps=1, callbacks=[gradients], limit_val_batches=0, **options)
+    trainer.fit(module, DataLoader(OneBatch(), batch_size=None))
+    return gradients.loss, gradients.found
+
+
+def fit_on_a_rank(rank: int, ranks: int, uniform: bool | None):
+    strategy = SequenceParallelStrategy(uniform_fast_path=uniform)
+    return fit(strategy=strategy, devices=ranks)
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize(("ranks", "uniform"), [(2, None), (4, None), (2, False)])
+def test_loss_and_gradients_of_training_equal_those_of_one_rank(ranks, uniform):
+    loss, gradients = fit()
+    assert len(gradients) > 50
+    for other_loss, other in run_ranks(fit_on_a_rank, ranks, ranks, uniform, timeout=120):
+        assert other_loss == pytest.approx(loss, rel=1e-5)
+        assert other.keys() == gradients.keys()
+        for name, gradient in gradients.items():
+            assert torch.allclose(other[name], gradient, atol=1e-6, rtol=1e-3), name
+
+
+def test_driving_without_a_world_says_to_start_one():
+    with pytest.raises(RuntimeError, match="start_world"):
+        quiet_trainer().predict(
+            make_module(), DataLoader(ControlStream.from_actions("w-8", 3), batch_size=None)
+        )
+
+
+def test_a_session_is_closed_when_a_step_fails():
+    class Interrupt(L.Callback):
+        def on_predict_batch_end(self, *args, **kwargs):
+            raise KeyError("unplugged")
+
+    module = make_module()
+    module.start_world(IMAGE, "dusk")
+    with pytest.raises(KeyError, match="unplugged"):
+        quiet_trainer(callbacks=[Interrupt()]).predict(
+            module, DataLoader(ControlStream.from_actions("w-8", 3), batch_size=None)
+        )
+    with pytest.raises(RuntimeError, match="reset"):
+        module.session.step(ControlStream.from_actions("w-8", 3)[0])
+
+
+def test_two_sessions_of_one_module_do_not_disturb_each_other():
+    module = make_module()
+    alone = module.new_session(IMAGE, "dusk", seed=3)
+    steps = list(ControlStream.from_actions(ACTIONS, 3))
+    expected = [alone.step(controls) for controls in steps]
+    a, b = (module.new_session(IMAGE, "dusk", seed=seed) for seed in (3, 4))
+    for controls, frames in zip(steps, expected, strict=True):
+        assert torch.equal(a.step(controls), frames)
+        assert not torch.equal(b.step(controls), frames)
+
+
+def test_checkpoints_leave_the_frozen_codec_out_and_load_again(tmp_path):
+    module = make_module()
+    trainer = quiet_trainer(max_steps=1, limit_val_batches=0)
+    trainer.fit(module, DataLoader(OneBatch(), batch_size=None))
+    trainer.save_checkpoint(tmp_path / "world.ckpt")
+    saved = torch.load(tmp_path / "world.ckpt", weights_only=True)
+    assert not any(name.startswith("codec.") for name in saved["state_dict"])
+    other = make_module()
+    quiet_trainer(max_steps=1, limit_val_batches=0).fit(
+        other, DataLoader(OneBatch(), batch_size=None), ckpt_path=tmp_path / "world.ckpt"
+    )
+    for name, parameter in module.transformer.state_dict().items():
+        assert torch.equal(parameter, other.transformer.state_dict()[name]), name
+
+
+def test_sample_clip_gives_generated_and_true_frames_of_one_length():
+    batch = training_batch(1) | {"image": IMAGE[None]}
+    generated, truth = make_module().sample_clip(batch)
+    assert generated.shape == truth.shape == (21, HEIGHT, WIDTH, 3)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"conditioner_cache": "always"}, "always"),
+        ({"kv_cache": KVCacheConfig(4, 2)}, "ring of 2"),
+        ({"camera": lambda: CameraControl("act", HEIGHT, WIDTH, 3)}, "448"),
+        ({"camera": lambda: CameraControl("cam", 40, 48, 3)}, "multiples of 16"),
+    ],
+)
+def test_parts_that_do_not_fit_are_refused_before_anything_is_built(changes, says):
+    def never():
+        raise AssertionError("built")
+
+    with pytest.raises(ValueError, match=says):
+        make_module(SMALL, codec=never, text_encoder=never, **changes)
