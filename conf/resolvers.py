@@ -11,7 +11,7 @@ import time
 from functools import cache
 from importlib.resources import files
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 
 def shipped_world(name: str) -> str:
@@ -25,6 +25,13 @@ def shipped_world(name: str) -> str:
         shipped = sorted(w.name for w in worlds.iterdir() if w.is_dir()) if worlds.is_dir() else []
         raise ValueError(f"no world {name!r} is shipped; there are: {', '.join(shipped) or 'none'}")
     return str(worlds / name)
+
+
+def instance_of(group: str, *, _root_: DictConfig) -> DictConfig:
+    """A group whose factory is called when it is instantiated, rather than handed on."""
+    values = OmegaConf.to_container(_root_[group], resolve=True)
+    assert isinstance(values, dict)
+    return OmegaConf.create({**values, "_partial_": False})
 
 
 def run_started() -> str:
@@ -43,6 +50,7 @@ def _agreed_start() -> str:
 
 
 def register_resolvers() -> None:
-    """Make `${shipped_world:NAME}` and `${run_started:}` known; a configuration starts once."""
+    """Make `${shipped_world:NAME}`, `${instance_of:GROUP}` and `${run_started:}` known."""
+    OmegaConf.register_new_resolver("instance_of", instance_of, replace=True)
     OmegaConf.register_new_resolver("shipped_world", shipped_world, replace=True)
     OmegaConf.register_new_resolver("run_started", run_started, use_cache=True, replace=True)

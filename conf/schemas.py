@@ -1,7 +1,7 @@
 """Names and types of our own groups; a key that is not here, or of another type, is refused.
 
 The values are in the YAML files, the rules between values in the constructors. Trainer, callbacks,
-loggers, strategies, optimizers and schedulers are other people's and stay untyped.
+loggers, strategies and optimizers are other people's and stay untyped.
 """
 
 from __future__ import annotations
@@ -132,11 +132,22 @@ class FlowMatching:
     """The training objective."""
 
     _target_: str = "lingbot.diffusion.flow_matching.FlowMatching"
-    schedule: Schedule = field(default_factory=Schedule)
+    schedule: Any = MISSING
     frames_per_chunk: int = MISSING
     few_step_indices: list[int] = MISSING
     few_step_fraction: float = MISSING
     history_noise: float = MISSING
+
+
+@dataclass
+class WarmupCosine:
+    """The learning rate over a run."""
+
+    _target_: str = "lingbot.learning_rate.warmup_cosine"
+    _partial_: bool = True
+    warmup_steps: int = MISSING
+    total_steps: int = MISSING
+    floor: float = MISSING
 
 
 @dataclass
@@ -209,6 +220,7 @@ GROUPS: dict[str, dict[str, type]] = {
     "kv_cache": {"schema": KVCache},
     "conditioner_cache": {"schema": ConditionerCache},
     "objective": {"schema": FlowMatching},
+    "scheduler": {"schema_warmup_cosine": WarmupCosine},
     "paths": {"schema": Paths},
 }
 

@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 from lingbot.drive import build_drive, build_trainer, check_history, first_frame, video_frames
 from lingbot.launch import (
     build_loggers,
+    check_loggers,
     check_seed,
     finish_loggers,
     log_configuration,
@@ -52,6 +53,7 @@ def generate(cfg: DictConfig) -> dict[str, Any]:
         Refused: for input that cannot be driven; nothing has been loaded or started.
     """
     with refusing():
+        check_loggers(cfg)
         L.seed_everything(check_seed(cfg.seed), workers=True, verbose=False)
         drive = build_drive(cfg)
         image, prompt = first_frame(cfg, drive)

@@ -13,6 +13,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +75,7 @@ def run_command(task: Callable[[DictConfig], Any], name: str) -> None:
             sys.exit(2)
 
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # Lightning 2.6 on torch 2.13
-    sys.argv = [sys.argv[0], *_for_hydra(sys.argv[1:]), *_for_rank(rank())]
+    sys.argv = [sys.argv[0], *for_hydra(sys.argv[1:]), *for_rank(rank())]
     try:
         hydra.main(version_base="1.3", config_path="pkg://lingbot.conf", config_name=name)(job)()
     except SystemExit as end:
@@ -104,6 +105,12 @@ def build_all(nodes: DictConfig | None) -> list[Any]:
     """Instantiate named nodes (callbacks, loggers) in the order they are written."""
     chosen = (node for node in (nodes or {}).values() if node is not None)
     return [instantiate(node, _convert_="all") for node in chosen]
+
+
+def check_loggers(cfg: DictConfig) -> None:
+    """Raises ValueError for W&B where it is not installed."""
+    if any(_is_wandb(node) for node in (cfg.logger or {}).values()) and not find_spec("wandb"):
+        raise ValueError("logger=wandb needs W&B: pip install 'lingbot-on-lightning[wandb]'")
 
 
 def build_loggers(cfg: DictConfig) -> list[Logger]:
@@ -145,7 +152,7 @@ def _wandb(node: DictConfig) -> Logger:
     return logger
 
 
-def _for_hydra(arguments: Sequence[str]) -> list[str]:
+def for_hydra(arguments: Sequence[str]) -> list[str]:
     """Quote free text for Hydra's grammar; sweeps mean their commas."""
     if {"-m", "--multirun"} & set(arguments):
         return list(arguments)
@@ -159,7 +166,7 @@ def _quoted(argument: str) -> str:
     return f"{match[1]}={QuotedString(match[2], Quote.single).with_quotes()}"
 
 
-def _for_rank(rank: int) -> list[str]:
+def for_rank(rank: int) -> list[str]:
     """Ranks that torchrun started write no configuration and log beside the first one."""
     if rank == 0 or "TORCHELASTIC_RUN_ID" not in os.environ:
         return []

@@ -16,6 +16,7 @@ from omegaconf import DictConfig
 from lingbot.launch import (
     build_all,
     build_loggers,
+    check_loggers,
     check_seed,
     finish_loggers,
     log_configuration,
@@ -52,6 +53,7 @@ def train(cfg: DictConfig) -> dict[str, float]:
         Refused: for values that cannot be trained with; nothing has been started.
     """
     with refusing():
+        check_loggers(cfg)
         L.seed_everything(check_seed(cfg.seed), workers=True, verbose=False)
         folder = run_folder(cfg)
         data: L.LightningDataModule = instantiate(cfg.data, _convert_="all")
