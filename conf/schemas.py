@@ -161,7 +161,7 @@ class Paths:
 
 @dataclass
 class World:
-    """What lingbot-generate and lingbot-train have in common: plain options, then the groups."""
+    """What all commands have in common: plain options, then the groups."""
 
     command: str = MISSING
     seed: int = MISSING
@@ -177,15 +177,21 @@ class World:
     sampler: Any = MISSING
     kv_cache: Any = MISSING
     conditioner_cache: Any = MISSING
-    strategy: Any = MISSING
-    trainer: Any = MISSING
-    callbacks: Any = MISSING
-    logger: Any = MISSING
     paths: Any = MISSING
 
 
 @dataclass
-class Generate(World):
+class Run(World):
+    """What a Lightning Trainer runs: lingbot-generate and lingbot-train."""
+
+    strategy: Any = MISSING
+    trainer: Any = MISSING
+    callbacks: Any = MISSING
+    logger: Any = MISSING
+
+
+@dataclass
+class Generate(Run):
     """Options of lingbot-generate."""
 
     actions: str | None = None
@@ -200,7 +206,23 @@ class Generate(World):
 
 
 @dataclass
-class Train(World):
+class Evaluate(World):
+    """Options of lingbot-evaluate."""
+
+    split: str = MISSING
+    num_scenes: int = MISSING
+    num_chunks: int = MISSING
+    chunks: list[int] = MISSING
+    other_drives: int = MISSING
+    device: str = MISSING
+    sheet_scenes: int = MISSING
+    sheet_columns: int = MISSING
+    readme_scenes: list[int] = MISSING
+    readme_columns: int = MISSING
+
+
+@dataclass
+class Train(Run):
     """Options of lingbot-train."""
 
     data: Any = MISSING
@@ -208,6 +230,7 @@ class Train(World):
     optimizer: Any = MISSING
     scheduler: Any = MISSING
     ckpt_path: str | None = None
+    export_dir: str | None = None
     optimized_metric: str = MISSING
 
 
@@ -230,6 +253,7 @@ def register_schemas() -> None:
     store = ConfigStore.instance()
     store.store(name="generate_schema", node=Generate)
     store.store(name="train_schema", node=Train)
+    store.store(name="evaluate_schema", node=Evaluate)
     for group, schemas in GROUPS.items():
         for name, node in schemas.items():
             store.store(group=group, name=name, node=node)

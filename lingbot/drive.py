@@ -6,6 +6,7 @@ Nothing in this file loads weights or starts processes, so that every check come
 from __future__ import annotations
 
 import logging
+from collections.abc import Sized
 
 import lightning as L
 import torch
@@ -63,7 +64,7 @@ def first_frame(cfg: DictConfig, drive: ControlStream) -> tuple[Tensor, str]:
     return frame, prompt or str(scene.prompt)
 
 
-def check_history(module: LingBotModule, drive: ControlStream) -> None:
+def check_history(module: LingBotModule, drive: Sized) -> None:
     """Raises ValueError where a cache that keeps the whole history would fill up on the way."""
     cache, needed = module.kv_cache, len(drive) * module.grid.frames
     if cache.window == -1 and needed > cache.max_frames:

@@ -31,7 +31,8 @@ log = logging.getLogger(__name__)
 
 # Written by people, so commas, spaces and colons in them must not be read as Hydra's grammar.
 FREE_TEXT = re.compile(
-    r"(actions|prompt|image|folder|weights|paths\.output_dir|\+?prompt_events\.\d+)=(.+)", re.DOTALL
+    r"(actions|prompt|image|folder|weights|export_dir|paths\.output_dir|\+?prompt_events\.\d+)=(.+)",
+    re.DOTALL,
 )
 REFUSALS = (ValueError, OSError, OmegaConfBaseException, MisconfigurationException)
 LARGEST_SEED = 2**32 - 1

@@ -6,10 +6,7 @@ Trains a world by flow matching, or with experiment=blockworld_codec the codec i
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import lightning as L
-import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
@@ -25,11 +22,9 @@ from lingbot.launch import (
     run_command,
     run_folder,
 )
-from lingbot.model.checkpoint import TEXT_ENCODER, TRANSFORMER, save_weights
 from lingbot.module import LingBotModule
 from lingbot.parallel.strategy import SequenceParallelMixin
-
-WORLD = "world"
+from lingbot.world import save_world
 
 
 def main() -> None:
@@ -55,7 +50,7 @@ def train(cfg: DictConfig) -> dict[str, float]:
     with refusing():
         check_loggers(cfg)
         L.seed_everything(check_seed(cfg.seed), workers=True, verbose=False)
-        folder = run_folder(cfg)
+        run_folder(cfg)
         data: L.LightningDataModule = instantiate(cfg.data, _convert_="all")
         module: L.LightningModule = instantiate(cfg.module, _convert_="all")
         callbacks = build_all(cfg.callbacks)
@@ -69,8 +64,9 @@ def train(cfg: DictConfig) -> dict[str, float]:
         trainer.fit(module, datamodule=data, ckpt_path=cfg.ckpt_path)
     finally:
         finish_loggers(cfg)
-    if isinstance(module, LingBotModule) and trainer.is_global_zero:
-        save_world(module, folder / WORLD)
+    wanted = cfg.export_dir is not None and not cfg.trainer.get("fast_dev_run")
+    if wanted and isinstance(module, LingBotModule) and trainer.is_global_zero:
+        save_world(module, cfg.export_dir)
     return {name: float(value) for name, value in trainer.callback_metrics.items()}
 
 
@@ -82,14 +78,6 @@ def check_ranks(trainer: L.Trainer, module: L.LightningModule) -> None:
                 f"{type(module).__name__} has no tokens to split: choose strategy=ddp or auto"
             )
         trainer.strategy.check(module.grid.tokens, module.config.num_heads)
-
-
-def save_world(module: LingBotModule, folder: Path) -> None:
-    """Write the world as `weights=FOLDER` takes it, in float16."""
-    assert module.transformer is not None
-    save_weights(module.transformer, folder / TRANSFORMER, torch.float16)
-    save_weights(module.text_encoder, folder / TEXT_ENCODER, torch.float16)
-    module.codec.save(folder / "codec")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,145 @@
+"""Worlds in and out: a trained world is a folder of weights that drives anywhere.
+
+A folder holds `transformer.safetensors`, `text_encoder.safetensors` and `codec/` as diffusers has
+it, all in float16. Worlds that come with the package are known by name.
+
+    python -m lingbot.world CHECKPOINT FOLDER    makes a world of a training run's checkpoint
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from hydra import compose, initialize_config_module
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from lingbot.codec.text import UMT5TextEncoder
+from lingbot.conf.resolvers import shipped_world
+from lingbot.launch import refusing
+from lingbot.model.checkpoint import TEXT_ENCODER, TRANSFORMER, save_weights
+from lingbot.module import FROZEN, LingBotModule
+
+log = logging.getLogger(__name__)
+
+CODEC = "codec"
+DEFAULT = "blockworld"
+RUN_CONFIG = Path(".hydra") / "config.yaml"
+
+
+def load_world(world: str | Path = DEFAULT, overrides: Sequence[str] = ()) -> LingBotModule:
+    """A world ready to drive, as `conf/generate.yaml` describes it; works in a notebook.
+
+    Args:
+        world: name of a world that comes with the package, or the folder of one (a `Path`, or a
+            string with a slash in it).
+        overrides: as on the command line: `["conditioner_cache=off", "codec.dtype=bfloat16"]`.
+
+    Raises:
+        ValueError: (`lingbot.launch.Refused`) for a world that is not there or does not fit the
+            model.
+        hydra.errors.HydraException: for overrides that do not compose.
+    """
+    with refusing():
+        cfg = compose_world([*_overrides(world), *overrides])
+        module = instantiate(cfg.module, _convert_="all")
+        module.configure_model()
+    return module.eval()
+
+
+def load_checkpoint(checkpoint: str | Path) -> LingBotModule:
+    """The module of a training run at a checkpoint, averaged weights where the run averaged.
+
+    Raises:
+        FileNotFoundError: the checkpoint is not there, or does not lie in its run's folder.
+        ValueError: it holds other weights than the run's configuration describes.
+    """
+    checkpoint = Path(checkpoint)
+    if not checkpoint.is_file():
+        raise FileNotFoundError(f"no checkpoint at {checkpoint}")
+    configs = [folder / RUN_CONFIG for folder in checkpoint.absolute().parents]
+    config = next((path for path in configs if path.is_file()), None)
+    if config is None:
+        raise FileNotFoundError(
+            f"{checkpoint} is not in the folder of a run: {RUN_CONFIG} says what it holds"
+        )
+    cfg = OmegaConf.merge(OmegaConf.load(config), {"weights": None})
+    with refusing():
+        module = instantiate(cfg.module, _convert_="all")
+        if not isinstance(module, LingBotModule):
+            raise ValueError(f"{checkpoint} is of a {type(module).__name__}: it holds no world")
+        module.configure_model()
+    state = torch.load(checkpoint, "cpu", weights_only=True, mmap=True)["state_dict"]
+    differing = module.load_state_dict(state, strict=False)
+    missing = [name for name in differing.missing_keys if not name.startswith(FROZEN)]
+    if missing or differing.unexpected_keys:
+        raise ValueError(
+            f"{checkpoint} does not hold what {config} describes: {len(missing)} tensors missing "
+            f"{missing[:3]}, {len(differing.unexpected_keys)} unknown "
+            f"{differing.unexpected_keys[:3]}"
+        )
+    return module.eval()
+
+
+def save_world(module: LingBotModule, folder: str | Path) -> None:
+    """Write the world as `load_world(folder)` takes it; it appears whole or not at all.
+
+    A world that is there already is replaced.
+
+    Raises:
+        ValueError: a module that is not built yet.
+        FileExistsError: the folder holds something that is not a world.
+    """
+    folder = Path(folder).absolute()
+    if module.transformer is None:
+        raise ValueError("there is nothing to save: call configure_model() first")
+    if folder.exists() and not (folder / TRANSFORMER).is_file() and any(folder.iterdir()):
+        raise FileExistsError(f"{folder} holds something else than a world: give another folder")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as workshop:
+        made = Path(workshop) / "made"
+        save_weights(module.transformer, made / TRANSFORMER, torch.float16)
+        if not isinstance(module.text_encoder, UMT5TextEncoder):  # comes with its own checkpoint
+            save_weights(module.text_encoder, made / TEXT_ENCODER, torch.float16)
+        module.codec.save(made / CODEC)
+        for file in made.rglob("*.safetensors"):
+            file.chmod(0o644)  # safetensors lets only the owner read
+        if folder.exists():
+            folder.rename(Path(workshop) / "replaced")
+        made.rename(folder)
+    log.info("the world is in %s", folder)
+
+
+def compose_world(overrides: Sequence[str] = ()) -> DictConfig:
+    """The configuration of `lingbot-generate` under these overrides, without running anything."""
+    with initialize_config_module("lingbot.conf", version_base="1.3"):
+        return compose("generate", list(overrides))
+
+
+def _overrides(world: str | Path) -> list[str]:
+    """What makes the configuration one of this world; the default one needs nothing."""
+    if world == DEFAULT:
+        return []
+    named = isinstance(world, str) and "/" not in world
+    folder = Path(shipped_world(str(world)) if named else world).absolute()
+    if not (folder / TRANSFORMER).is_file():
+        raise FileNotFoundError(f"no world in {folder}: it needs {TRANSFORMER} and {CODEC}/")
+    return [f"weights='{folder}'"]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Make a world of a training run's checkpoint.")
+    parser.add_argument("checkpoint", type=Path, help="a .ckpt in the folder of its run")
+    parser.add_argument("folder", type=Path, help="where the world goes")
+    arguments = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    save_world(load_checkpoint(arguments.checkpoint), arguments.folder)
+
+
+if __name__ == "__main__":
+    main()
