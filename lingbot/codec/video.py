@@ -1,0 +1,288 @@
+"""Streaming video codec: diffusers' Wan autoencoder, driven one latent frame at a time.
+
+Frames are float in [-1, 1], `[batch, 3, time, height, width]`; latents are normalised float32,
+`[batch, 16, time / 4, height / 8, width / 8]`, the first latent frame standing for one video frame
+and every later one for four. `StreamingDecoder` owns its causal state, so any number of streams can
+run over one set of weights, and a stream fed chunk by chunk gives exactly the frames of a one-shot
+decode.
+Autoencoder: Wan (arXiv:2503.20314).
+"""
+
+import logging
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from diffusers import AutoencoderKLWan
+from einops import rearrange
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+log = logging.getLogger(__name__)
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
+
+MemoryFormat = Literal["channels_last_3d", "contiguous"]
+
+
+def frames_to_uint8(frames: Tensor) -> Tensor:
+    """Float frames in [-1, 1], `[..., 3, T, H, W]`, as uint8 pictures `[..., T, H, W, 3]`."""
+    pictures = rearrange(frames, "... c t h w -> ... t h w c")
+    return pictures.float().clamp(-1, 1).add(1).mul(127.5).round().to(torch.uint8)
+
+
+def uint8_to_frames(pictures: Tensor) -> Tensor:
+    """uint8 pictures `[..., T, H, W, 3]` as float frames in [-1, 1], `[..., 3, T, H, W]`."""
+    if pictures.dtype != torch.uint8:
+        raise ValueError(f"pictures must be uint8, got {pictures.dtype}; scale to 0..255 first.")
+    return rearrange(pictures, "... t h w c -> ... c t h w").float().div(127.5).sub(1)
+
+
+class VideoCodec(nn.Module):
+    """Frames to normalised latents and back, over an `AutoencoderKLWan`.
+
+    Args:
+        vae: the autoencoder; its config holds the latents' mean and standard deviation.
+        dtype: what the weights are held and computed in: "float32", "bfloat16" or "float16".
+        memory_format: layout of the convolutions. Channels last is twice as fast on CPUs.
+
+    Raises:
+        ValueError: an unknown dtype or memory format.
+    """
+
+    def __init__(
+        self,
+        vae: AutoencoderKLWan,
+        dtype: str = "float32",
+        memory_format: MemoryFormat = "channels_last_3d",
+    ) -> None:
+        super().__init__()
+        check_dtype(dtype)
+        if memory_format not in ("channels_last_3d", "contiguous"):
+            raise ValueError(
+                f"memory_format={memory_format!r} is not known; "
+                f"use 'channels_last_3d' or 'contiguous'."
+            )
+        self.vae = vae
+        self.to(DTYPES[dtype])
+        self.memory_format = memory_format
+        if memory_format == "channels_last_3d":
+            _set_channels_last(self.vae)
+
+    @property
+    def latent_channels(self) -> int:
+        return self.vae.config.z_dim
+
+    @property
+    def temporal_stride(self) -> int:
+        """Video frames that one latent frame (after the first) stands for."""
+        return self.vae.config.scale_factor_temporal
+
+    @property
+    def spatial_stride(self) -> int:
+        return self.vae.config.scale_factor_spatial
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.vae.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the weights: what the convolutions compute in."""
+        return next(self.vae.parameters()).dtype
+
+    def posterior(self, frames: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and log-variance of the *unnormalised* latents of frames `[B, 3, 4k+1, H, W]`.
+
+        Raises:
+            ValueError: a length that is not 4k+1 (the encoder would drop the rest silently), or a
+                height or width that the spatial stride does not divide.
+        """
+        self._check_frames(frames)
+        moments = self.vae.encode(self._laid_out(frames)).latent_dist
+        return moments.mean.float(), moments.logvar.float()
+
+    def encode(self, frames: Tensor) -> Tensor:
+        """Frames `[B, 3, 4k+1, H, W]` to normalised latents `[B, 16, k+1, H/8, W/8]`, float32."""
+        return self.normalise(self.posterior(frames)[0])
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Normalised latents `[B, 16, F, h, w]` to frames `[B, 3, 4(F-1)+1, 8h, 8w]`."""
+        return self.stream().decode(latents)
+
+    def stream(self) -> "StreamingDecoder":
+        """A decoder with causal state of its own, at the start of a video."""
+        return StreamingDecoder(self)
+
+    def normalise(self, latents: Tensor) -> Tensor:
+        mean, std = self._statistics(latents.device)
+        return (latents.float() - mean) / std
+
+    def denormalise(self, latents: Tensor) -> Tensor:
+        mean, std = self._statistics(latents.device)
+        return latents.float() * std + mean
+
+    def set_statistics(self, mean: Tensor, std: Tensor) -> None:
+        """Normalise with `mean` and `std` (one value a latent channel) from now on."""
+        if not bool((std > 0).all()):
+            raise ValueError(f"std must be positive in every latent channel, got {std.tolist()}.")
+        self.vae.register_to_config(latents_mean=mean.tolist(), latents_std=std.tolist())
+
+    def save(self, folder: str | Path, dtype: str = "float16") -> None:
+        """Write config.json and the weights, stored as `dtype`, as a diffusers folder."""
+        check_dtype(dtype)
+        self.vae.save_config(folder)
+        weights = {
+            name: weight.detach().to("cpu", DTYPES[dtype]).contiguous()
+            for name, weight in self.vae.state_dict().items()
+        }
+        save_file(weights, Path(folder) / WEIGHTS_FILE, metadata={"format": "pt"})
+
+    def _statistics(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Latents' mean and deviation, `[16, 1, 1, 1]`; float32 whatever the weights are."""
+        config = self.vae.config
+        mean, std = (
+            torch.tensor(values, dtype=torch.float32).to(device, non_blocking=True)
+            for values in (config.latents_mean, config.latents_std)
+        )
+        return mean.view(-1, 1, 1, 1), std.view(-1, 1, 1, 1)
+
+    def _laid_out(self, x: Tensor) -> Tensor:
+        """`x` in the dtype and memory format of the weights."""
+        if self.memory_format == "channels_last_3d":
+            return x.to(self.dtype, memory_format=torch.channels_last_3d)
+        return x.to(self.dtype)
+
+    def _check_frames(self, frames: Tensor) -> None:
+        if frames.dim() != 5 or frames.shape[1] != 3:
+            raise ValueError(
+                f"frames must be [batch, 3, T, height, width], got {tuple(frames.shape)}."
+            )
+        self.check_size(*frames.shape[2:])
+
+    def check_size(self, time: int, height: int, width: int) -> None:
+        """Raise ValueError unless clips of `time` frames of `height` x `width` can be encoded."""
+        if time % self.temporal_stride != 1:
+            fitting = (time - 1) // self.temporal_stride * self.temporal_stride + 1
+            raise ValueError(
+                f"{time} frames cannot be encoded: the length must be {self.temporal_stride}k+1; "
+                f"cut the clip to {max(fitting, 1)} frames."
+            )
+        if height % self.spatial_stride or width % self.spatial_stride:
+            raise ValueError(
+                f"frames of {height}x{width} cannot be encoded: "
+                f"height and width must be multiples of {self.spatial_stride}; crop or resize them."
+            )
+
+
+class StreamingDecoder:
+    """Decodes one video chunk by chunk, keeping the codec's causal state between calls.
+
+    The decoder always sees one latent frame at a time, so how the latents are cut into chunks
+    cannot change a single bit of the frames.
+    """
+
+    def __init__(self, codec: VideoCodec) -> None:
+        self.codec = codec
+        self._convolutions = sum(isinstance(m, nn.Conv3d) for m in codec.vae.decoder.modules())
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget the video: the next latent frame is a first one again."""
+        self.position = 0  # latent frames decoded so far
+        self._features: list[Any] = [None] * self._convolutions
+        self._shape: tuple[int, ...] | None = None
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Next latents `[B, 16, f, h, w]` to frames `[B, 3, T, 8h, 8w]`, float32 in [-1, 1].
+
+        T is 4f, or 4(f-1)+1 at the start of a video.
+
+        Raises:
+            ValueError: latents of another shape than the codec's or than the stream began with.
+        """
+        return self.decode_unclamped(latents).clamp(-1, 1)
+
+    def decode_unclamped(self, latents: Tensor) -> Tensor:
+        """Like `decode`, but frames may leave [-1, 1]: keeps the gradient there (training)."""
+        self._check(latents)
+        codec = self.codec
+        x = codec.vae.post_quant_conv(codec._laid_out(codec.denormalise(latents)))
+        frames = torch.cat([self._decode_frame(frame) for frame in x.split(1, dim=2)], dim=2)
+        return frames.float()
+
+    def _decode_frame(self, x: Tensor) -> Tensor:
+        """One latent frame `[B, 16, 1, h, w]` through the decoder, updating the causal state."""
+        vae = self.codec.vae
+        first = self.position == 0
+        out = vae.decoder(x, feat_cache=self._features, feat_idx=[0], first_chunk=first)
+        self.position += 1
+        patch = vae.config.patch_size or 1
+        return rearrange(out, "b (c q p) t h w -> b c t (h p) (w q)", p=patch, q=patch)
+
+    def _check(self, latents: Tensor) -> None:
+        channels = self.codec.latent_channels
+        if latents.dim() != 5 or latents.shape[1] != channels:
+            raise ValueError(
+                f"latents must be [batch, {channels}, F, h, w], got {tuple(latents.shape)}."
+            )
+        batch, _, _, height, width = latents.shape
+        if self._shape not in (None, (batch, height, width)):
+            raise ValueError(
+                f"latents of batch, height, width {(batch, height, width)} do not continue a "
+                f"stream of {self._shape}; call reset() or take a new stream() for another video."
+            )
+        self._shape = (batch, height, width)
+
+
+def build_codec(
+    dtype: str = "float32",
+    memory_format: MemoryFormat = "channels_last_3d",
+    **architecture: Any,
+) -> VideoCodec:
+    """A codec of a new `AutoencoderKLWan(**architecture)`, to be trained."""
+    z_dim = architecture.setdefault("z_dim", 16)
+    architecture.setdefault("latents_mean", [0.0] * z_dim)
+    architecture.setdefault("latents_std", [1.0] * z_dim)
+    return VideoCodec(AutoencoderKLWan(**architecture), dtype, memory_format)
+
+
+def load_codec(
+    folder: str | Path,
+    dtype: str = "float32",
+    memory_format: MemoryFormat = "channels_last_3d",
+) -> VideoCodec:
+    """The codec of a local diffusers folder (config.json and safetensors), frozen and in eval mode.
+
+    Raises:
+        FileNotFoundError: the folder or its config.json is missing; nothing has been loaded.
+        ValueError: an unknown dtype; nothing has been loaded.
+    """
+    check_dtype(dtype)
+    folder = Path(folder)
+    if not (folder / "config.json").is_file():
+        raise FileNotFoundError(
+            f"no codec in {folder}: it needs config.json and {WEIGHTS_FILE}, "
+            f"as in the `vae` folder of a Diffusers-style checkpoint."
+        )
+    vae = AutoencoderKLWan.from_pretrained(
+        folder, torch_dtype=DTYPES[dtype], local_files_only=True, low_cpu_mem_usage=False
+    )
+    log.info("codec of %s loaded, computing in %s", folder, dtype)
+    return VideoCodec(vae, dtype, memory_format).eval().requires_grad_(False)
+
+
+def check_dtype(dtype: str) -> None:
+    """Raise ValueError unless `dtype` names one that weights may be held in."""
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype={dtype!r} is not known; use one of {sorted(DTYPES)}.")
+
+
+def _set_channels_last(module: nn.Module) -> None:
+    """Lay the weights of every convolution out channels last (`Module.to` cannot mix 2D and 3D)."""
+    for layer in module.modules():
+        if isinstance(layer, nn.Conv3d):
+            layer.weight.data = layer.weight.data.to(memory_format=torch.channels_last_3d)
+        elif isinstance(layer, nn.Conv2d):
+            layer.weight.data = layer.weight.data.to(memory_format=torch.channels_last)
