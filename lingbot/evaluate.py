@@ -7,7 +7,6 @@ Writes metrics.json and contact sheets; `conf/evaluate.yaml` holds the options.
 
 from __future__ import annotations
 
-import shlex
 import time
 from pathlib import Path
 
@@ -157,13 +156,14 @@ def choose_device(name: str) -> torch.device:
 def device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"CPU, {torch.get_num_threads()} threads"
+    threads = torch.get_num_threads()
+    return f"CPU, {threads} thread{'s' if threads > 1 else ''}"
 
 
 def command() -> str:
     """The command line of this run, without what Hydra adds."""
     overrides = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
-    return shlex.join(["lingbot-evaluate", *overrides])
+    return " ".join(["lingbot-evaluate", *overrides])
 
 
 if __name__ == "__main__":

@@ -53,12 +53,8 @@ def write_metrics(
     """Write everything as JSON, whole or not at all; numbers that are not finite become null."""
     metrics = {
         **circumstances,
-        "chunks": [
-            asdict(summary)
-            | {"over_floor": summary.over_floor, "control_accuracy": summary.control_accuracy}
-            for summary in summaries
-        ],
-        "scenes": [asdict(score) for score in scores],
+        "chunks": [_plain(summary) for summary in summaries],
+        "squared_errors": [asdict(score) for score in scores],
     }
     unfinished = path.with_name(path.name + ".partial")
     unfinished.write_text(json.dumps(_finite(metrics), indent=1, allow_nan=False) + "\n")
@@ -72,7 +68,7 @@ def draw_scenes(scenes: Sequence[DrivenScene], columns: int, fps: int) -> Image.
     for scene in scenes:
         words = scene.score.prompt.split(", ")
         lines = [", ".join(words[i : i + 2]) for i in range(0, len(words), 2)]
-        rows.append(("\n".join([*lines, "generated"]), scene.generated[chosen].numpy()))
+        rows.append(("\n".join([*lines, "", "generated"]), scene.generated[chosen].numpy()))
         rows.append(("truth", scene.truth[chosen].numpy()))
     headings = [f"{frame / fps:.2f} s" for frame in chosen]
     return draw_contact_sheet(rows, headings, group=2)
@@ -85,6 +81,17 @@ def versions() -> dict[str, str]:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "diffusers": diffusers.__version__,
+    }
+
+
+def _plain(summary: Summary) -> dict[str, Any]:
+    decibels = ("generated", "ceiling", "floor", "over_floor")
+    return {
+        "chunk": summary.chunk,
+        "psnr_db": {name: getattr(summary, name) for name in decibels},
+        "control_accuracy": summary.control_accuracy,
+        "scenes_followed": summary.followed,
+        "scenes_compared": summary.compared,
     }
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import torch
 from hydra import compose, initialize_config_module
+from hydra.core.global_hydra import GlobalHydra
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
@@ -116,9 +117,15 @@ def save_world(module: LingBotModule, folder: str | Path) -> None:
 
 
 def compose_world(overrides: Sequence[str] = ()) -> DictConfig:
-    """The configuration of `lingbot-generate` under these overrides, without running anything."""
-    with initialize_config_module("lingbot.conf", version_base="1.3"):
-        return compose("generate", list(overrides))
+    """The configuration of `lingbot-generate`; a Hydra that is at work already goes on after."""
+    outer = GlobalHydra.instance().hydra
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_module("lingbot.conf", version_base="1.3"):
+            return compose("generate", list(overrides))
+    finally:
+        if outer is not None:
+            GlobalHydra.instance().initialize(outer)
 
 
 def _overrides(world: str | Path) -> list[str]:
