@@ -63,6 +63,7 @@ class LingBotModule(L.LightningModule):
         optimizer: parameters -> optimizer; not needed for driving.
         scheduler: optimizer -> learning-rate scheduler, stepped every training step.
         weights: folder of a world or of a public checkpoint; None starts from random weights.
+        initialise: changes random weights in place before training, where there are no `weights`.
         seed: of the noise in training and validation.
 
     Raises:
@@ -82,6 +83,7 @@ class LingBotModule(L.LightningModule):
         optimizer: Callable[[Iterable[nn.Parameter]], Optimizer] | None = None,
         scheduler: Callable[[Optimizer], Any] | None = None,
         weights: str | Path | None = None,
+        initialise: Callable[[CausalLingBotTransformer], None] | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -100,7 +102,7 @@ class LingBotModule(L.LightningModule):
         )
         self._make_codec, self._make_text_encoder, self._make_camera = codec, text_encoder, camera
         self._make_optimizer, self._make_scheduler = optimizer, scheduler
-        self.weights, self.seed = weights, seed
+        self.weights, self.seed, self._initialise = weights, seed, initialise
         self.strict_loading = False  # checkpoints leave the frozen codec out
         self.transformer: CausalLingBotTransformer | None = None
         self.session: RealtimeSession | None = None
@@ -117,6 +119,8 @@ class LingBotModule(L.LightningModule):
         self.codec = self._make_codec().requires_grad_(False).eval()
         if self.weights is not None:
             load_weights(self.transformer, self.text_encoder, self.weights)
+        elif self._initialise is not None:
+            self._initialise(self.transformer)
 
     def exchange(self) -> Exchange:
         """How tokens and heads of one chunk meet: the strategy's, or the identity."""
