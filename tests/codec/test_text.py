@@ -1,0 +1,101 @@
+"""Text encoders: encodings depend on the prompt alone, and missing folders are named at once."""
+
+import logging
+
+import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
+
+from lingbot.codec.text import ByteTextEncoder, UMT5TextEncoder
+
+WORDS = ["<pad>", "</s>", "<unk>", "noon", "grass", "warm", "sparse"]
+
+
+@pytest.fixture
+def byte_encoder() -> ByteTextEncoder:
+    torch.manual_seed(0)
+    return ByteTextEncoder(text_dim=16, text_len=24)
+
+
+@pytest.fixture(scope="module")
+def umt5_folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("checkpoint")
+    torch.manual_seed(0)
+    config = UMT5Config(
+        vocab_size=len(WORDS), d_model=16, d_kv=8, d_ff=32, num_layers=1, num_heads=2
+    )
+    UMT5EncoderModel(config).save_pretrained(folder / "text_encoder")
+    words = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, "<unk>"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    words.post_processor = processors.TemplateProcessing(
+        single="$A </s>", special_tokens=[("</s>", 1)]
+    )
+    PreTrainedTokenizerFast(
+        tokenizer_object=words, pad_token="<pad>", eos_token="</s>", unk_token="<unk>"
+    ).save_pretrained(folder / "tokenizer")
+    return folder
+
+
+def test_bytes_become_one_embedding_each_after_a_begin_token(byte_encoder):
+    out = byte_encoder(["noon", "café"])  # é is two bytes
+    assert out.shape == (2, 6, 16)
+    assert (out[0, 5] == 0).all()
+    assert (out[1, 5] != 0).any()
+
+
+def test_an_encoding_does_not_depend_on_the_rest_of_the_batch(byte_encoder):
+    alone = byte_encoder(["noon"])
+    together = byte_encoder(["noon", "a much longer one"])[:1]
+    torch.testing.assert_close(together[:, : alone.shape[1]], alone)
+    assert (together[:, alone.shape[1] :] == 0).all()
+
+
+def test_prompts_differ_and_an_empty_one_has_an_encoding(byte_encoder):
+    assert not torch.allclose(byte_encoder(["noon"]), byte_encoder(["dawn"]))
+    assert byte_encoder([""]).shape == (1, 1, 16)
+    assert (byte_encoder([""]) != 0).any()
+
+
+def test_a_prompt_that_is_too_long_is_cut_and_the_log_says_so(byte_encoder, caplog):
+    with caplog.at_level(logging.WARNING):
+        assert byte_encoder(["x" * 100]).shape == (1, 24, 16)
+    assert "cut to 23 bytes" in caplog.text
+
+
+def test_the_byte_encoder_learns_through_every_parameter(byte_encoder):
+    byte_encoder(["noon, grass", "dawn"]).square().sum().backward()
+    assert all(weight.grad is not None for weight in byte_encoder.parameters())
+
+
+@pytest.mark.parametrize("bad", [{"text_len": 0}, {"kernel_size": 4}], ids=str)
+def test_the_byte_encoder_refuses_sizes_that_cannot_work(bad):
+    with pytest.raises(ValueError, match="must be"):
+        ByteTextEncoder(**bad)
+
+
+def test_umt5_encodes_from_a_local_folder_and_zeroes_the_padding(umt5_folder):
+    encoder = UMT5TextEncoder(umt5_folder, text_len=8, dtype="float32")
+    out = encoder(["noon grass", "warm"])
+    assert encoder.text_dim == 16
+    assert out.shape == (2, 3, 16)
+    assert out.dtype == torch.float32
+    assert (out[1, 2] == 0).all()
+    torch.testing.assert_close(out[1:, :2], encoder(["warm"]), atol=1e-5, rtol=1e-4)
+    assert not any(weight.requires_grad for weight in encoder.parameters())
+
+
+def test_umt5_cuts_at_its_text_length(umt5_folder):
+    encoder = UMT5TextEncoder(umt5_folder, text_len=4)
+    assert encoder(["noon " * 20]).shape == (1, 4, 16)
+
+
+@pytest.mark.parametrize("missing", ["text_encoder", "tokenizer"])
+def test_umt5_names_what_is_missing_before_it_loads_anything(missing, tmp_path, monkeypatch):
+    for name, file in (("text_encoder", "config.json"), ("tokenizer", "tokenizer_config.json")):
+        if name != missing:
+            (tmp_path / name).mkdir()
+            (tmp_path / name / file).write_text("{}")
+    monkeypatch.setattr(UMT5EncoderModel, "from_pretrained", None)  # loading would be a TypeError
+    with pytest.raises(FileNotFoundError, match=rf"{missing}.*Diffusers-style"):
+        UMT5TextEncoder(tmp_path)
