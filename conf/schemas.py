@@ -44,7 +44,7 @@ class TrainedCodec:
 
 @dataclass
 class NewCodec:
-    """A video codec to be trained, or one of that kind from a diffusers folder (`weights`)."""
+    """A video codec to be trained: sizes of diffusers' AutoencoderKLWan."""
 
     _target_: str = "lingbot.codec.video.build_codec"
     _partial_: bool = True
@@ -53,7 +53,12 @@ class NewCodec:
     base_dim: int = MISSING
     dim_mult: list[int] = MISSING
     num_res_blocks: int = MISSING
+    temperal_downsample: list[bool] = MISSING  # as diffusers spells it
     z_dim: int = 16
+    patch_size: int | None = None
+    in_channels: int = 3
+    out_channels: int = 3
+    is_residual: bool = False
 
 
 @dataclass
