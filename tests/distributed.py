@@ -1,6 +1,6 @@
 """Runs a function on several ranks: one process each, a gloo group between them, nothing left over.
 
-    results = run_ranks(function, 4, argument, timeout=60)    # [function(0, argument), ...]
+    results = run_ranks(function, 4, argument)    # [function(0, argument), ...]
 
 `function` is defined at the top level of a module (processes import it by name) and is called as
 `function(rank, *args)` with the process group set up; arguments and results are pickled.
@@ -35,7 +35,7 @@ def run_ranks(
     function: Callable[..., Any],
     ranks: int,
     *args: Any,
-    timeout: float = 60.0,
+    timeout: float = 120.0,
     group: bool = True,
 ) -> list[Any]:
     """What `function(rank, *args)` returned on each of `ranks` ranks, in their order.
@@ -73,8 +73,7 @@ def _results(connections: list[Connection], name: str, folder: Path, timeout: fl
         ready = wait(waiting, timeout=max(0.0, deadline - time.monotonic()))
         if not ready:
             missing = [rank for rank in range(len(connections)) if rank not in results]
-            time.sleep(0.5)  # let the ranks write where they are
-            where = "\n".join(path.read_text() for path in sorted(folder.glob("stack*")))
+            where = "\n".join(_stack(folder / f"stack{rank}") for rank in missing)
             raise RuntimeError(f"{name}: ranks {missing} not done after {timeout} s\n{where}")
         for connection in ready:
             rank = connections.index(connection)
@@ -85,6 +84,15 @@ def _results(connections: list[Connection], name: str, folder: Path, timeout: fl
             if failure:
                 raise RuntimeError(f"{name} failed on rank {rank}:\n{failure}")
     return [results[rank] for rank in range(len(connections))]
+
+
+def _stack(path: Path) -> str:
+    """Where a hanging rank is; it writes that when its own time is up, a little after ours."""
+    for _ in range(100):
+        if path.exists() and path.stat().st_size:
+            break
+        time.sleep(0.1)
+    return f"{path.name}: {path.read_text() if path.exists() else 'never started'}"
 
 
 def _rank(

@@ -190,7 +190,8 @@ class SequenceParallelMixin(ParallelStrategy):
     def process_dataloader(self, dataloader: Any) -> Any:
         """Seed workers by data rank; let only the group's first rank read streams and live sources.
 
-        Map-style loaders are read by every rank, which keeps the ranks' random state alike.
+        Map-style loaders are read by every rank, which keeps the ranks' random state alike. Streams
+        are not sharded: with several data ranks a dataset has to do that itself, by `data_rank`.
         """
         _auto_add_worker_init_fn(dataloader, self.data_rank)
         dataloader = super().process_dataloader(dataloader)

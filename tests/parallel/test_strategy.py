@@ -278,7 +278,7 @@ def test_a_plain_trainer_launches_its_own_processes(tmp_path: Path, repository: 
         env={**os.environ, "PYTHONPATH": str(repository)},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=240,
     )
     assert ended.returncode == 0, ended.stderr
     alone = Toy(7)
