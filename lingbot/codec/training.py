@@ -90,9 +90,10 @@ class CodecModule(LightningModule):
         self.log("val/psnr", psnr(decoded, frames).mean(), prog_bar=True, batch_size=len(frames))
 
     def on_train_end(self) -> None:
-        """Measures the latents' statistics and exports the codec."""
+        """Measures the latents' statistics, in the precision of the run, and exports the codec."""
         clips = (batch["frames"] for batch in self.trainer.train_dataloader or ())
-        mean, std = latent_statistics(self.codec, islice(clips, self.statistics_batches))
+        with self.trainer.precision_plugin.forward_context():
+            mean, std = latent_statistics(self.codec, islice(clips, self.statistics_batches))
         self.codec.set_statistics(mean, std)
         if self.export_to is not None and self.trainer.is_global_zero:
             self.codec.save(Path(self.export_to))
