@@ -203,7 +203,7 @@ class Generate(Run):
     folder: str | None = None
     sample_drive: str = MISSING
     num_steps: int | None = None
-    prompt_events: dict[int, str] = field(default_factory=dict)
+    prompt_events: Any = None  # {step: prompt}
     prompt: str | None = None
     image: str | None = None
     scene: str | None = None

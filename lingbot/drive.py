@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sized
+from pathlib import Path
 
 import lightning as L
 import torch
@@ -19,6 +20,7 @@ from lingbot.data.blockworld import make_scene, render
 from lingbot.data.control_stream import ControlStream
 from lingbot.data.first_frame import read_image
 from lingbot.launch import build_all, check_seed
+from lingbot.model.checkpoint import transformer_files
 from lingbot.module import LingBotModule
 from lingbot.parallel.strategy import SequenceParallelMixin, SequenceParallelStrategy
 
@@ -35,7 +37,7 @@ def build_drive(cfg: DictConfig) -> ControlStream:
         raise ValueError(
             f"actions={cfg.actions!r} and folder={cfg.folder!r} both say where to go: give one"
         )
-    shape = (cfg.frames_per_chunk, cfg.num_steps, dict(cfg.prompt_events))
+    shape = (cfg.frames_per_chunk, cfg.num_steps, dict(cfg.prompt_events or {}))
     if cfg.folder is not None:
         return ControlStream.from_folder(cfg.folder, *shape)
     actions = cfg.sample_drive if cfg.actions is None else cfg.actions
@@ -62,6 +64,16 @@ def first_frame(cfg: DictConfig, drive: ControlStream) -> tuple[Tensor, str]:
     scene = make_scene(check_seed(cfg.scene_seed), prompt or "")
     frame = render(scene, torch.eye(4)[None], height=height, width=width)[0]
     return frame, prompt or str(scene.prompt)
+
+
+def check_files(cfg: DictConfig) -> None:
+    """Raises FileNotFoundError where weights, codec or text encoder are not there to be loaded."""
+    if cfg.weights is not None:
+        transformer_files(Path(cfg.weights))
+    for group in ("codec", "text"):
+        folder = cfg[group].get("folder")
+        if folder is not None and not Path(folder).is_dir():
+            raise FileNotFoundError(f"{group}.folder={folder!r}: there is no such folder")
 
 
 def check_history(module: LingBotModule, drive: Sized) -> None:

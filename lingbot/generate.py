@@ -12,9 +12,15 @@ from typing import Any
 import lightning as L
 from hydra.utils import instantiate
 from omegaconf import DictConfig
-from torch.utils.data import DataLoader
 
-from lingbot.drive import build_drive, build_trainer, check_history, first_frame, video_frames
+from lingbot.drive import (
+    build_drive,
+    build_trainer,
+    check_files,
+    check_history,
+    first_frame,
+    video_frames,
+)
 from lingbot.launch import (
     build_loggers,
     check_loggers,
@@ -55,6 +61,7 @@ def generate(cfg: DictConfig) -> dict[str, Any]:
     with refusing():
         check_loggers(cfg)
         L.seed_everything(check_seed(cfg.seed), workers=True, verbose=False)
+        check_files(cfg)
         drive = build_drive(cfg)
         image, prompt = first_frame(cfg, drive)
         module: LingBotModule = instantiate(cfg.module, _convert_="all")
@@ -65,8 +72,7 @@ def generate(cfg: DictConfig) -> dict[str, Any]:
     try:
         trainer.loggers = build_loggers(cfg)
         log_configuration(cfg, trainer.loggers)
-        steps: DataLoader[Any] = DataLoader(drive, batch_size=None)
-        trainer.predict(module, steps, return_predictions=False)
+        trainer.predict(module, drive, return_predictions=False)
     finally:
         finish_loggers(cfg)
     return {

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import hydra
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.errors import InstantiationException
@@ -31,7 +32,7 @@ log = logging.getLogger(__name__)
 
 # Written by people, so commas, spaces and colons in them must not be read as Hydra's grammar.
 FREE_TEXT = re.compile(
-    r"(actions|prompt|image|folder|weights|export_dir|paths\.output_dir|\+?prompt_events\.\d+)=(.+)",
+    r"(actions|prompt|image|folder|weights|ckpt_path|export_dir|codec\.folder|paths\.\w+)=(.+)",
     re.DOTALL,
 )
 REFUSALS = (ValueError, OSError, OmegaConfBaseException, MisconfigurationException)
@@ -50,8 +51,9 @@ def refusing() -> Iterator[None]:
     except REFUSALS as error:
         raise Refused(_one_line(error)) from error
     except InstantiationException as error:
-        if isinstance(error.__cause__, REFUSALS):
-            raise Refused(_one_line(error.__cause__)) from error
+        cause = error.__cause__
+        if isinstance(cause, REFUSALS) or "unexpected keyword argument" in str(cause):
+            raise Refused(_one_line(cause or error)) from error
         raise
 
 
@@ -82,6 +84,8 @@ def run_command(task: Callable[[DictConfig], Any], name: str) -> None:
     except SystemExit as end:
         # Hydra has said what it could not compose; that is bad input too
         raise SystemExit(2 if end.code == 1 and not began else end.code) from end
+    finally:
+        GlobalHydra.instance().clear()
 
 
 def run_folder(cfg: DictConfig) -> Path:

@@ -1,0 +1,244 @@
+"""Every YAML composes, is typed, and instantiates what it names."""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import fields
+from functools import partial
+from importlib.util import find_spec
+
+import lightning as L
+import pytest
+import torch
+from hydra.errors import ConfigCompositionException
+from hydra.utils import get_method, instantiate
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import Logger
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import ConfigKeyError
+
+from lingbot.conf.resolvers import shipped_world
+from lingbot.conf.schemas import GROUPS
+from lingbot.model import CausalLingBotTransformer, KVCacheConfig, TransformerConfig
+from lingbot.module import LingBotModule
+from tests.commands import TINY, composed
+from tests.conftest import REPOSITORY
+
+CONF = REPOSITORY / "conf"
+CHOICES = sorted(
+    (path.parent.name, path.stem) for path in CONF.glob("*/*.yaml") if path.parent.name != "hydra"
+)
+COMMANDS = ("evaluate", "generate", "train")
+OF_TRAINING = ("objective", "optimizer", "scheduler", "data")
+# what a choice stands on: a codec to train, weights to load
+NEEDS = {
+    ("codec", "world"): ["weights=FOLDER"],
+    ("codec", "wan"): ["weights=FOLDER"],
+    ("text", "umt5"): ["weights=FOLDER"],
+    ("experiment", "blockworld_world"): ["codec=blockworld_untrained"],
+    **{
+        ("experiment", name): ["weights=FOLDER"]
+        for name in (
+            "world_fast_14b", "world_fast_14b_streaming", "world_v2_14b", "world_v2_1_3b"
+        )
+    },
+}  # fmt: skip
+COMMAND_OF = {
+    ("experiment", "blockworld_world"): "train",
+    ("experiment", "blockworld_codec"): "train",
+    ("module", "world_training"): "train",
+    ("module", "codec_training"): "train",
+    ("trainer", "train"): "train",
+    ("callbacks", "train"): "train",
+    ("callbacks", "train_codec"): "train",
+    ("debug", "overfit"): "train",
+    ("debug", "anomaly"): "train",
+}
+
+
+def chosen(group: str, name: str, *overrides: str) -> DictConfig:
+    command = COMMAND_OF.get((group, name), "train" if group in OF_TRAINING else "generate")
+    choice = [f"{group}={name}"] if (group, name) != ("paths", "default") else []
+    base = [] if group in ("codec", "experiment") else ["codec=blockworld_untrained"]
+    weights = ["weights=null"] if command == "generate" and group != "experiment" else []
+    return composed(command, [*base, *choice, *weights, *NEEDS.get((group, name), []), *overrides])
+
+
+@pytest.mark.parametrize(("group", "name"), CHOICES, ids=lambda value: value)
+def test_every_yaml_composes_and_resolves(group, name):
+    cfg = chosen(group, name)
+    if (group, name) == ("codec", "blockworld") and not shipped():
+        pytest.skip("no world is shipped yet")
+    OmegaConf.resolve(cfg)
+    assert group in ("experiment", "debug") or cfg[group] is not None
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_commands_compose_as_they_are(command):
+    cfg = composed(command)
+    assert cfg.command == command
+    assert cfg.paths.output_dir.startswith(f"outputs/{command}/")
+
+
+def shipped() -> bool:
+    try:
+        return bool(shipped_world("blockworld"))
+    except ValueError:
+        return False
+
+
+@pytest.mark.parametrize(
+    ("name", "billions"),
+    [("tiny", 0.01), ("world_fast_14b", 18.5), ("world_v2_14b", 18.5), ("world_v2_1_3b", 1.7)],
+)
+def test_model_presets_have_the_size_they_are_named_after(name, billions):
+    config = instantiate(chosen("model", name).model)
+    assert isinstance(config, TransformerConfig)
+    with torch.device("meta"):
+        model = CausalLingBotTransformer(config)
+    count = sum(parameter.numel() for parameter in model.parameters()) / 1e9
+    assert count == pytest.approx(billions, rel=0.05)
+
+
+@pytest.mark.parametrize("name", [name for group, name in CHOICES if group == "kv_cache"])
+def test_kv_cache_presets_hold_the_chunks_they_are_for(name):
+    cache = instantiate(chosen("kv_cache", name).kv_cache)
+    assert isinstance(cache, KVCacheConfig)
+    cache.check_chunk(4 if name == "v2" else 3)
+
+
+def test_sampler_presets_are_the_published_ladders():
+    ladders = {
+        name: instantiate(chosen("sampler", name).sampler)
+        for group, name in CHOICES
+        if group == "sampler"
+    }
+    assert {name: (s.indices, s.schedule.shift) for name, s in ladders.items()} == {
+        "v1": ((0, 179, 358, 679), 10.0),
+        "v1_shift5": ((0, 179, 358, 679), 5.0),
+        "v2": ((0, 250, 500, 750), 10.0),
+        "v2_shift5": ((0, 250, 500, 750), 5.0),
+    }
+
+
+def test_the_schedule_is_one_word_for_driving_and_training():
+    cfg = composed("train", ["schedule=exact", "codec=blockworld_untrained"])
+    assert instantiate(cfg.sampler).schedule.kind == "exact"
+    assert instantiate(cfg.objective).schedule.kind == "exact"
+
+
+@pytest.mark.parametrize("policy", ["step", "denoise", "off"])
+def test_the_conditioner_cache_is_chosen_by_its_policy(policy):
+    cfg = composed("generate", [*TINY, "weights=null", f"conditioner_cache={policy}"])
+    assert instantiate(cfg.module, _convert_="all").conditioner_cache == policy
+
+
+@pytest.mark.parametrize(
+    "name", ["world_fast_14b", "world_fast_14b_streaming", "world_v2_14b", "world_v2_1_3b"]
+)
+def test_experiments_of_the_public_checkpoints_fit_together(name):
+    cfg = chosen("experiment", name)
+    module = instantiate(cfg.module, _convert_="all")
+    assert isinstance(module, LingBotModule)
+    assert module.grid.tokens == 1560 * cfg.frames_per_chunk
+    assert (cfg.frames_per_chunk == 4) == ("v2" in name)
+
+
+@pytest.mark.parametrize("name", ["blockworld", "blockworld_frames"])
+def test_data_modules_instantiate(name, tmp_path):
+    cfg = composed("train", [*TINY, f"data={name}"], tmp_path)
+    assert isinstance(instantiate(cfg.data, _convert_="all"), L.LightningDataModule)
+
+
+@pytest.mark.parametrize("name", ["world_training", "codec_training"])
+def test_training_modules_make_optimizer_and_schedule(name, tmp_path):
+    cfg = composed("train", [*TINY, f"module={name}"], tmp_path)
+    module = instantiate(cfg.module, _convert_="all")
+    module.configure_model()
+    made = module.configure_optimizers()
+    assert made["optimizer"].param_groups[0]["betas"] == (0.9, 0.95)
+    assert made["lr_scheduler"]["scheduler"].get_last_lr()[0] < cfg.optimizer.lr
+
+
+@pytest.mark.parametrize("name", [name for group, name in CHOICES if group == "scheduler"])
+def test_schedules_step_to_the_end_of_the_run(name):
+    cfg = chosen("scheduler", name, "trainer.max_steps=20")
+    if name == "warmup_cosine":
+        cfg.scheduler.warmup_steps = 5
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    schedule = instantiate(cfg.scheduler)(optimizer)
+    rates = []
+    for _ in range(20):
+        rates.append(schedule.get_last_lr()[0])
+        optimizer.step()
+        schedule.step()
+    assert max(rates) == pytest.approx(1.0)
+    if name == "warmup_cosine":
+        assert rates[0] < 0.2
+        assert schedule.get_last_lr()[0] == pytest.approx(cfg.scheduler.floor)
+
+
+@pytest.mark.parametrize("name", [name for group, name in CHOICES if group == "strategy"])
+def test_strategies_are_taken_by_a_trainer(name, tmp_path):
+    cfg = composed("train", [*TINY, f"strategy={name}", "trainer.num_sanity_val_steps=0"], tmp_path)
+    trainer = instantiate(cfg.trainer, logger=False, _convert_="all")
+    assert isinstance(trainer, L.Trainer)
+    assert trainer.world_size == 1
+
+
+@pytest.mark.parametrize(
+    ("group", "name"), [choice for choice in CHOICES if choice[0] in ("callbacks", "logger")]
+)
+def test_callbacks_and_loggers_are_named_nodes(group, name, tmp_path):
+    if name == "wandb" and find_spec("wandb") is None:
+        pytest.skip("W&B is not installed")
+    command = "train" if name.startswith("train") else "generate"
+    cfg = composed(command, [*TINY, "weights=null", f"{group}={name}"], tmp_path)
+    made = [instantiate(node, _convert_="all") for node in cfg[group].values() if node is not None]
+    assert all(isinstance(thing, Callback if group == "callbacks" else Logger) for thing in made)
+    assert bool(made) == (name != "none")
+
+
+def test_wandb_is_offline_unless_the_environment_says_otherwise(monkeypatch):
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    overrides = [*TINY, "weights=null", "logger=wandb"]
+    assert composed("generate", overrides).logger.wandb.mode == "offline"
+    monkeypatch.setenv("WANDB_MODE", "online")
+    assert composed("generate", overrides).logger.wandb.mode == "online"
+
+
+@pytest.mark.parametrize("group", sorted(GROUPS))
+def test_an_unknown_key_of_our_own_groups_is_refused(group):
+    with pytest.raises(ConfigCompositionException, match="nonsense"):
+        composed("train", [*TINY, f"{group}.nonsense=1"])
+    with pytest.raises(ConfigKeyError, match="nonsense"):  # as a YAML file would have it
+        OmegaConf.merge(composed("train", TINY)[group], {"nonsense": 1})
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["model.dim=wide", "kv_cache.window=1.5", "sampler.indices=[a]", "seed=abc", "prompt=[a]",
+     "camera.height=tall", "num_steps=some", "promt=dusk", "fps=fast"],
+)  # fmt: skip
+def test_a_value_of_another_type_is_refused(override):
+    with pytest.raises(ConfigCompositionException):
+        composed("generate", [*TINY, "weights=null", override])
+
+
+@pytest.mark.parametrize(
+    "schema", [schema for group in GROUPS.values() for schema in group.values()]
+)
+def test_schemas_name_the_parameters_of_what_they_make(schema):
+    names = {field.name for field in fields(schema)}
+    if "_target_" not in names:
+        assert schema.__name__ in ("ConditionerCache", "Paths")
+        return
+    accepted = inspect.signature(get_method(schema._target_)).parameters
+    takes_more = any(p.kind is p.VAR_KEYWORD for p in accepted.values())
+    assert takes_more or names - {"_target_", "_partial_"} <= set(accepted)
+
+
+def test_factories_stay_factories_and_data_gets_the_codec_itself(tmp_path):
+    cfg = composed("train", TINY, tmp_path)
+    assert isinstance(instantiate(cfg.codec), partial)
+    assert not isinstance(instantiate(cfg.data, _convert_="all").codec, partial)

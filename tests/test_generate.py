@@ -1,0 +1,155 @@
+"""lingbot-generate: what it makes, the same on several ranks, and what it refuses."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from lingbot.data.video_file import read_frames
+from lingbot.generate import generate, main
+from lingbot.launch import Refused
+from tests.commands import TINY_DRIVE, composed
+
+COMMAND = str(Path(sys.executable).with_name("lingbot-generate"))
+DRIVE = [*TINY_DRIVE, "actions='w-9,jw-9'", "seed=3"]
+
+
+@pytest.fixture(scope="module")
+def drive(tmp_path_factory) -> dict:
+    return generate(composed("generate", DRIVE, tmp_path_factory.mktemp("drive")))
+
+
+def run(*arguments: str, timeout: float = 200) -> subprocess.CompletedProcess:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        arguments, capture_output=True, text=True, timeout=timeout, env=environment
+    )
+
+
+def test_a_drive_leaves_a_video_a_plot_and_tables(drive):
+    assert {"drive.mp4", "steps.png", "steps.csv"} <= set(drive["files"])
+    # 18 actions are one chunk of 8 and one of 12, of which 2 are held
+    assert (drive["steps"], drive["frames"]) == (2, 21)
+    assert read_frames(drive["files"]["drive.mp4"]).shape == (21, 32, 48, 3)
+
+
+def test_another_seed_is_another_world(drive, tmp_path):
+    other = generate(composed("generate", [*DRIVE, "seed=4", "num_steps=1"], tmp_path))
+    frames, others = (read_frames(d["files"]["drive.mp4"]).astype(int) for d in (drive, other))
+    assert np.abs(frames[0] - others[0]).mean() > 5
+
+
+def test_a_given_image_and_a_recorded_drive_are_taken(tmp_path):
+    folder = tmp_path / "recorded"
+    folder.mkdir()
+    poses = torch.eye(4).repeat(9, 1, 1)
+    poses[:, 2, 3] = 0.05 * torch.arange(9)
+    np.save(folder / "poses.npy", poses.numpy())
+    np.save(folder / "intrinsics.npy", np.array([[520.0, 520.0, 416.0, 240.0]]))
+    Image.new("RGB", (96, 64), (200, 40, 40)).save(folder / "image.jpg")
+    (folder / "prompt.txt").write_text("a red wall")
+    cfg = composed("generate", [*TINY_DRIVE, f"folder='{folder}'"], tmp_path)
+    made = generate(cfg)
+    assert (made["steps"], made["frames"]) == (1, 9)
+
+
+@pytest.mark.processes
+def test_two_ranks_launched_by_lightning_make_the_same_video_in_one_folder(drive, tmp_path):
+    out = tmp_path / "two ranks"
+    arguments = [*DRIVE, "strategy=sequence_parallel", "trainer.devices=2"]
+    done = run(COMMAND, *arguments, f"paths.output_dir={out}")
+    assert done.returncode == 0, done.stderr
+    assert f"in {out}" in done.stdout
+    frames = [read_frames(path).astype(int) for path in (out / "drive.mp4", drive_path(drive))]
+    assert np.abs(frames[0] - frames[1]).max() <= 1
+    assert (out / ".hydra" / "config.yaml").is_file()
+    assert [path.name for path in tmp_path.iterdir()] == ["two ranks"]
+
+
+@pytest.mark.processes
+def test_two_ranks_of_torchrun_on_the_variable_path_share_a_dated_folder(drive, tmp_path):
+    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--no-python")
+    arguments = [*DRIVE, "strategy=sequence_parallel", "strategy.uniform_fast_path=false"]
+    done = run(sys.executable, *torchrun, COMMAND, *arguments, f"paths.root_dir={tmp_path}")
+    assert done.returncode == 0, done.stderr
+    (out,) = (tmp_path / "generate").iterdir()
+    frames = [read_frames(path).astype(int) for path in (out / "drive.mp4", drive_path(drive))]
+    assert np.abs(frames[0] - frames[1]).max() <= 1
+    assert "variable" in (out / "steps.csv").read_text()
+
+
+def drive_path(drive: dict) -> Path:
+    return Path(drive["files"]["drive.mp4"])
+
+
+@pytest.mark.processes
+def test_refusals_end_in_exit_code_2_and_one_line(tmp_path):
+    done = run(COMMAND, *TINY_DRIVE, "actions=w-24,x-3", f"paths.output_dir={tmp_path}")
+    assert done.returncode == 2
+    (line,) = (line for line in done.stderr.splitlines() if line.startswith("lingbot-generate:"))
+    assert "'x'" in line
+    assert "Traceback" not in done.stdout + done.stderr
+
+
+def test_a_misspelt_option_ends_in_exit_code_2_and_is_named(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["lingbot-generate", "promt=dusk"])
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code == 2
+    error = capsys.readouterr().err
+    assert "promt" in error
+    assert "Traceback" not in error
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["actions=w-0"], "lasts no frame"),
+        (["actions=''"], "holds no action"),
+        (["actions=q-3"], "'q'"),
+        (["folder=/nowhere"], "/nowhere"),
+        (["folder=/nowhere", "actions=w-3"], "give one"),
+        (["prompt=' '"], "prompt is empty"),
+        (["seed=-1"], "seed=-1"),
+        (["scene_seed=-7"], "seed=-7"),
+        (["num_steps=0"], "num_steps=0"),
+        (["num_steps=500"], "choose kv_cache=sliding"),
+        (["image=/nowhere.png", "prompt=dusk"], "/nowhere.png"),
+        (["image=/nowhere.png"], "needs a prompt"),
+        (["scene=null"], "give image=PATH"),
+        (["weights=/nowhere"], "/nowhere"),
+        (["prompt_events={9: night}"], "9"),
+        (["trainer.devices=0"], "devices=0"),
+        (["trainer.devices=3"], "1, 2, 4"),  # 4 heads
+        (["trainer.devices=2", "strategy=ddp"], "strategy=sequence_parallel"),
+        (["strategy=sequence_parallel", "strategy.data_size=2"], "data"),
+        (["strategy=sequence_parallel", "strategy.uniform_fast_path=often"], "often"),
+        (["trainer.devices=16", "model.num_heads=16", "camera.height=16", "camera.width=16"], "16"),
+        (["camera.height=40"], "multiples"),
+        (["kv_cache.window=2"], "kv_cache.window"),
+        (["conditioner_cache.policy=sometimes"], "sometimes"),
+        (["sampler.indices=[5, 2]"], "5, 2"),
+        (["schedule=guess"], "guess"),
+        (["camera.kind=act"], "control"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_bad_input_is_refused_before_anything_is_loaded(overrides, message, tmp_path, monkeypatch):
+    monkeypatch.setattr("lingbot.module.LingBotModule.configure_model", pytest.fail)
+    cfg = composed("generate", [*TINY_DRIVE, *overrides], tmp_path)
+    with pytest.raises(Refused, match=message.replace("[", r"\[")):
+        generate(cfg)
+
+
+def test_a_codec_that_is_not_there_is_refused(tmp_path):
+    without = [o for o in TINY_DRIVE if not o.startswith("codec")]
+    cfg = composed("generate", [*without, "codec=wan", "codec.folder=/nowhere"], tmp_path)
+    with pytest.raises(Refused, match=r"codec\.folder='/nowhere'"):
+        generate(cfg)

@@ -1,0 +1,66 @@
+"""lingbot-train: what it returns and leaves, and that a world it made can be driven."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from lingbot.generate import generate
+from lingbot.launch import Refused
+from lingbot.learning_rate import warmup_cosine
+from lingbot.train import train
+from tests.commands import TINY_DRIVE, TINY_TRAINING, composed
+
+
+def test_a_trained_world_is_measured_saved_resumed_and_driven(tmp_path):
+    cfg = composed(
+        "train", [*TINY_TRAINING, "experiment=blockworld_world", *TINY_TRAINING], tmp_path
+    )
+    metrics = train(cfg)
+    assert {"train/loss", "val/loss"} <= set(metrics)
+    assert all(math.isfinite(value) for value in metrics.values())
+    (folder,) = (tmp_path / "train").iterdir()
+    assert list((folder / "contact_sheets").glob("*.png"))
+
+    resumed = [f"ckpt_path='{folder}/checkpoints/last.ckpt'", "trainer.max_steps=3"]
+    onward = ["trainer.val_check_interval=1", "logger=none", "callbacks=none"]
+    cfg = composed("train", [*TINY_TRAINING, *resumed, *onward], tmp_path / "resumed")
+    assert math.isfinite(train(cfg)["train/loss"])
+
+    world = [f"weights='{folder}/world'", "codec=world", "codec.dtype=float32", "num_steps=1"]
+    tiny = [o for o in TINY_DRIVE if not o.startswith(("codec", "weights"))]
+    assert generate(composed("generate", [*tiny, *world], tmp_path))["frames"] == 9
+
+
+def test_a_trained_codec_is_saved(tmp_path):
+    small = ["data.num_frames=5", "data.batch_size=1", "module.crops=null"]
+    overrides = ["experiment=blockworld_codec", *TINY_TRAINING, *small]
+    metrics = train(composed("train", overrides, tmp_path))
+    assert math.isfinite(metrics["val/psnr"])
+    assert list(tmp_path.glob("train/*/codec/config.json"))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["seed=-1"], "seed=-1"),
+        (["data.num_frames=20"], "num_frames=20"),
+        (["objective.history_noise=2"], "history_noise"),
+        (["trainer.devices=3", "strategy=sequence_parallel"], "1, 2, 4"),
+        (["module=codec_training", "strategy=sequence_parallel"], "no tokens to split"),
+        (["+model.widht=3"], "widht"),
+    ],
+)
+def test_bad_values_are_refused_before_training(overrides, message, tmp_path):
+    cfg = composed("train", [*TINY_TRAINING, *overrides], tmp_path)
+    with pytest.raises(Refused, match=message):
+        train(cfg)
+
+
+@pytest.mark.parametrize(("warmup", "floor"), [(30, 0.0), (-1, 0.0), (1, 1.5)])
+def test_schedules_that_cannot_be_are_refused(warmup, floor):
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))])
+    with pytest.raises(ValueError, match="scheduler"):
+        warmup_cosine(optimizer, warmup, 20, floor)
