@@ -31,7 +31,8 @@ from lingbot.model import (
 )
 from lingbot.model.checkpoint import load_weights
 from lingbot.parallel.communication_log import CommunicationLog
-from lingbot.parallel.strategy import SequenceParallelMixin
+from lingbot.parallel.sharding import shard_weights
+from lingbot.parallel.strategy import SequenceParallelMixin, ShardedSequenceParallelStrategy
 from lingbot.realtime.session import RealtimeSession
 
 FROZEN = "codec."
@@ -121,6 +122,9 @@ class LingBotModule(L.LightningModule):
             load_weights(self.transformer, self.text_encoder, self.weights)
         elif self._initialise is not None:
             self._initialise(self.transformer)
+        if isinstance(self._trainer and self._trainer.strategy, ShardedSequenceParallelStrategy):
+            assert self.device_mesh is not None
+            shard_weights(self.transformer, self.text_encoder, self.device_mesh)
 
     def exchange(self) -> Exchange:
         """How tokens and heads of one chunk meet: the strategy's, or the identity."""

@@ -3,6 +3,7 @@
 import lightning as L
 import pytest
 import torch
+from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader
 
 from lingbot.camera.controls import CameraControl
@@ -10,7 +11,10 @@ from lingbot.data.control_stream import ControlStream
 from lingbot.diffusion import FewStepSampler, FlowMatching, FlowSchedule
 from lingbot.model import KVCacheConfig, TransformerConfig
 from lingbot.module import LingBotModule
-from lingbot.parallel.strategy import SequenceParallelStrategy
+from lingbot.parallel.strategy import (
+    SequenceParallelStrategy,
+    ShardedSequenceParallelStrategy,
+)
 from tests.distributed import run_ranks
 from tests.model.worlds import HEIGHT, SMALL, WIDTH, PromptLengths, small_camera, small_codec
 
@@ -21,8 +25,16 @@ IMAGE = torch.arange(HEIGHT * WIDTH * 3).remainder(251).to(torch.uint8).view(HEI
 ACTIONS = "w-20,jw-12,none-12"
 
 
-def make_module(model: TransformerConfig = TWELVE_HEADS, **changes) -> LingBotModule:
+def seeded(transformer: torch.nn.Module) -> None:
+    """The same weights whenever, and on whichever rank, the module is built."""
     torch.manual_seed(0)
+    for parameter in transformer.parameters():
+        torch.nn.init.normal_(parameter, std=0.5 * parameter.shape[-1] ** -0.5)
+
+
+def make_module(
+    model: TransformerConfig = TWELVE_HEADS, build: bool = True, **changes
+) -> LingBotModule:
     module = LingBotModule(
         **{
             "model": model,
@@ -33,10 +45,12 @@ def make_module(model: TransformerConfig = TWELVE_HEADS, **changes) -> LingBotMo
             "kv_cache": KVCacheConfig(9, 3),
             "objective": FlowMatching(FlowSchedule(5.0)),
             "optimizer": lambda parameters: torch.optim.SGD(parameters, lr=0.1),
+            "initialise": seeded,
         }
         | changes
     )
-    module.configure_model()
+    if build:
+        module.configure_model()
     return module
 
 
@@ -123,9 +137,13 @@ def training_batch(samples: int = 2) -> dict:
     }
 
 
+def whole(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor.clone()
+
+
 class Gradients(L.Callback):
     def on_before_optimizer_step(self, trainer, module, optimizer):
-        self.found = {n: p.grad.clone() for n, p in module.named_parameters() if p.grad is not None}
+        self.found = {n: whole(p.grad) for n, p in module.named_parameters() if p.grad is not None}
 
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
         self.loss = float(outputs["loss"])
@@ -140,23 +158,26 @@ class OneBatch(torch.utils.data.Dataset):
 
 
 def fit(**options) -> tuple[float, dict[str, torch.Tensor]]:
-    module, gradients = make_module(), Gradients()
+    module, gradients = make_module(build=False), Gradients()  # the Trainer builds, and shards
     trainer = quiet_trainer(max_steps=1, callbacks=[gradients], limit_val_batches=0, **options)
     trainer.fit(module, DataLoader(OneBatch(), batch_size=None))
     return gradients.loss, gradients.found
 
 
-def fit_on_a_rank(rank: int, ranks: int, uniform: bool | None):
-    strategy = SequenceParallelStrategy(uniform_fast_path=uniform)
-    return fit(strategy=strategy, devices=ranks)
+def fit_on_a_rank(rank: int, ranks: int, uniform: bool | None, sharded: bool):
+    kind = ShardedSequenceParallelStrategy if sharded else SequenceParallelStrategy
+    return fit(strategy=kind(uniform_fast_path=uniform), devices=ranks)
 
 
 @pytest.mark.processes
-@pytest.mark.parametrize(("ranks", "uniform"), [(2, None), (4, None), (2, False)])
-def test_loss_and_gradients_of_training_equal_those_of_one_rank(ranks, uniform):
+@pytest.mark.parametrize(
+    ("ranks", "uniform", "sharded"),
+    [(2, None, False), (4, None, False), (2, False, False), (2, None, True)],
+)
+def test_loss_and_gradients_of_training_equal_those_of_one_rank(ranks, uniform, sharded):
     loss, gradients = fit()
     assert len(gradients) > 50
-    for other_loss, other in run_ranks(fit_on_a_rank, ranks, ranks, uniform, timeout=120):
+    for other_loss, other in run_ranks(fit_on_a_rank, ranks, ranks, uniform, sharded, timeout=120):
         assert other_loss == pytest.approx(loss, rel=1e-5)
         assert other.keys() == gradients.keys()
         for name, gradient in gradients.items():

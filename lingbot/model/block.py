@@ -70,6 +70,10 @@ class Block(CameraConditioner):
         y = modulated_norm(x, ffn_scale, ffn_shift, self.eps).to(self.dtype)
         return x + ffn_gate * self.ffn(y).float()
 
+    def text_kv(self, text: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values of the embedded prompt [B, T, dim] for this block: [B, T, H, D] each."""
+        return self.cross_attn.text_kv(text)
+
     def store_only(
         self,
         x: Tensor,

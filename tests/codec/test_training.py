@@ -7,7 +7,6 @@ import torch
 from lightning import Trainer
 from torch.utils.data import DataLoader
 
-from lingbot.codec.muon import ConvMuon, orthogonalise
 from lingbot.codec.training import (
     CodecModule,
     edge_loss,
@@ -113,28 +112,3 @@ def test_the_loss_terms_vanish_where_they_should():
 def test_psnr_is_in_decibels_over_the_range_of_two():
     frames = torch.zeros(2, 3, 1, 4, 4)
     torch.testing.assert_close(psnr(frames + 0.2, frames), torch.full((2,), 20.0))
-
-
-def test_orthogonalised_momentum_has_singular_values_near_one():
-    for shape in ((16, 40), (40, 16)):
-        singular = torch.linalg.svdvals(orthogonalise(torch.randn(shape)))
-        assert singular.min() > 0.5
-        assert singular.max() < 1.4
-
-
-def test_conv_muon_moves_wide_convolutions_by_its_rate_and_the_rest_like_adam():
-    torch.manual_seed(0)
-    layer = torch.nn.Conv3d(8, 8, 3)
-    before = [weight.detach().clone() for weight in (layer.weight, layer.bias)]
-    optimizer = ConvMuon(layer.parameters(), lr=0.02, adam_ratio=0.1)
-    layer(torch.randn(1, 8, 3, 3, 3)).square().sum().backward()
-    optimizer.step()
-    change = (layer.weight - before[0]).detach().flatten(1)
-    assert torch.linalg.matrix_norm(change, 2) == pytest.approx(0.02, rel=0.3)
-    torch.testing.assert_close((layer.bias - before[1]).abs(), torch.full((8,), 0.002))
-
-
-@pytest.mark.parametrize("bad", [{"lr": 0}, {"momentum": 1.0}], ids=str)
-def test_conv_muon_refuses_rates_that_cannot_work(bad):
-    with pytest.raises(ValueError, match="must be"):
-        ConvMuon([torch.nn.Parameter(torch.zeros(1))], **bad)

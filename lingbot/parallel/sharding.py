@@ -1,0 +1,36 @@
+"""Shards the weights of a world over all ranks by FSDP2, one block at a time.
+
+FSDP gathers a module's weights when its `forward` runs; the transformer and its blocks are entered
+by a few other methods too, which are registered so that the weights are there as well.
+"""
+
+from __future__ import annotations
+
+from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+
+from lingbot.model import CausalLingBotTransformer
+
+TRANSFORMER_ENTRIES = ("embed_controls", "embed_text", "embed_time", "update_context")
+BLOCK_ENTRIES = ("text_kv", "store_only")
+
+
+def shard_weights(
+    transformer: CausalLingBotTransformer, text_encoder: nn.Module, mesh: DeviceMesh
+) -> None:
+    """Shards transformer and trained text encoder in place.
+
+    Args:
+        mesh: (data, sequence); weights are sharded over both.
+    """
+    world = mesh["data", "sequence"]._flatten("world")
+    for block in transformer.blocks:
+        fully_shard(block, mesh=world)
+        for name in BLOCK_ENTRIES:
+            register_fsdp_forward_method(block, name)
+    fully_shard(transformer, mesh=world)
+    for name in TRANSFORMER_ENTRIES:
+        register_fsdp_forward_method(transformer, name)
+    if any(parameter.requires_grad for parameter in text_encoder.parameters()):
+        fully_shard(text_encoder, mesh=world)

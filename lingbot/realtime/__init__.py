@@ -1,0 +1,1 @@
+"""A world being driven: the session and what each of its steps reports."""
