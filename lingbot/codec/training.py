@@ -111,13 +111,19 @@ class CodecModule(LightningModule):
 
 @torch.no_grad()
 def latent_statistics(codec: VideoCodec, clips: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of each latent channel over uint8 clips `[B, T, H, W, 3]`."""
+    """Mean and deviation of each channel of the sampled latents of uint8 clips `[B, T, H, W, 3]`.
+
+    The deviation counts the posterior's own noise, so a channel that the codec does not use (its
+    posterior is the unit normal, its mean says nothing) keeps a deviation of one and normalises to
+    nearly nothing, rather than being blown up into something a diffusion model would have to learn.
+    """
     count, total, squares = 0, torch.zeros(()), torch.zeros(())
     for clip in clips:
-        latents = codec.posterior(uint8_to_frames(clip.to(codec.device)))[0].double().cpu()
-        count += latents[:, 0].numel()
-        total = total + latents.sum(dim=(0, 2, 3, 4))
-        squares = squares + latents.square().sum(dim=(0, 2, 3, 4))
+        mean, log_variance = codec.posterior(uint8_to_frames(clip.to(codec.device)))
+        count += mean[:, 0].numel()
+        total = total + mean.double().sum(dim=(0, 2, 3, 4)).cpu()
+        second_moment = mean.double().square() + log_variance.double().exp()
+        squares = squares + second_moment.sum(dim=(0, 2, 3, 4)).cpu()
     if count == 0:
         raise ValueError("latent statistics need at least one clip; the training loader is empty.")
     mean = total / count

@@ -43,7 +43,7 @@ def test_a_fit_lowers_the_loss_and_leaves_a_codec_with_measured_statistics(clips
     before = (codec.decode(codec.encode(frames)) - frames).abs().mean()
     module = CodecModule(
         codec,
-        optimizer=partial(ConvMuon, lr=0.05),
+        optimizer=partial(Muon, lr=0.05),
         scheduler=partial(
             torch.optim.lr_scheduler.LinearLR, start_factor=1.0, end_factor=0.2, total_iters=30
         ),
@@ -65,20 +65,18 @@ def test_a_fit_lowers_the_loss_and_leaves_a_codec_with_measured_statistics(clips
     assert (after.decode(after.encode(frames)) - frames).abs().mean() < 0.6 * before
     latents = after.encode(frames)
     torch.testing.assert_close(latents.mean((0, 2, 3, 4)), torch.zeros(16), atol=0.1, rtol=0)
-    torch.testing.assert_close(
-        latents.std((0, 2, 3, 4), correction=0), torch.ones(16), atol=0.1, rtol=0
-    )
+    assert (latents.std((0, 2, 3, 4), correction=0) < 1.1).all()
     assert "val/psnr" in trainer.callback_metrics
 
 
-def test_statistics_are_those_of_all_clips_together(clips):
+def test_statistics_are_those_of_the_sampled_latents_of_all_clips_together(clips):
     torch.manual_seed(0)
     codec = build_codec(**SMALL)
-    latents = codec.posterior(uint8_to_frames(clips))[0]
+    means, log_variances = codec.posterior(uint8_to_frames(clips))
     mean, std = latent_statistics(codec, clips.split(2))
-    torch.testing.assert_close(mean.float(), latents.mean((0, 2, 3, 4)), atol=1e-5, rtol=1e-4)
-    expected = latents.std((0, 2, 3, 4), correction=0)
-    torch.testing.assert_close(std.float(), expected, atol=1e-4, rtol=1e-3)
+    torch.testing.assert_close(mean.float(), means.mean((0, 2, 3, 4)), atol=1e-5, rtol=1e-4)
+    spread = means.var((0, 2, 3, 4), correction=0) + log_variances.exp().mean((0, 2, 3, 4))
+    torch.testing.assert_close(std.float(), spread.sqrt(), atol=1e-4, rtol=1e-3)
     with pytest.raises(ValueError, match="at least one clip"):
         latent_statistics(codec, [])
 
@@ -94,9 +92,9 @@ def test_a_crop_is_a_window_of_its_clips(clips):
 
 def test_a_crop_that_the_codec_cannot_encode_is_refused_at_once():
     with pytest.raises(ValueError, match=r"4k\+1"):
-        CodecModule(build_codec(**SMALL), partial(ConvMuon), crops=[[1, 6, 16, 16]])
+        CodecModule(build_codec(**SMALL), partial(Muon), crops=[[1, 6, 16, 16]])
     with pytest.raises(ValueError, match="multiples of 8"):
-        CodecModule(build_codec(**SMALL), partial(ConvMuon), crops=[[1, 5, 16, 20]])
+        CodecModule(build_codec(**SMALL), partial(Muon), crops=[[1, 5, 16, 20]])
 
 
 def test_the_loss_terms_vanish_where_they_should():
