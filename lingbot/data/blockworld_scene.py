@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import zlib
 from dataclasses import asdict, dataclass, replace
+from itertools import count
 from typing import NamedTuple
 
 import torch
@@ -39,6 +40,7 @@ from lingbot.data.blockworld_words import (
 )
 
 REACH = 10.0  # solids stand within this distance of the start
+PATIENCE = 100  # tries at a place before it may lie further out
 CLEARING = 1.8  # nothing stands closer to the start than this
 LIGHT_MAP = 192  # texels along each side of the ground's light map, which covers +-MAP_REACH
 MAP_REACH = REACH + 2
@@ -116,8 +118,8 @@ def draw_solids(density: str, palette: str, eye: float, generator: Generator) ->
     counts = DENSITIES[density]
     spots: list[tuple[float, float, float]] = []
     columns = []
-    for kind, count in enumerate(counts):
-        for i in range(count):
+    for kind, number in enumerate(counts):
+        for i in range(number):
             half = draw_size(kind, generator)
             reach = math.hypot(half[0], half[2]) if kind == BOX else half[0]
             x, z = draw_spot(reach, spots, ahead=i == 0, generator=generator)
@@ -155,14 +157,20 @@ def draw_size(kind: int, generator: Generator) -> tuple[float, float, float]:
 def draw_spot(
     reach: float, spots: list[tuple[float, float, float]], ahead: bool, generator: Generator
 ) -> tuple[float, float]:
-    """A place on the ground outside the clearing with a gap of 0.5 to every other solid."""
+    """A place on the ground outside the clearing with a gap of 0.5 to every other solid.
+
+    Where a crowd leaves no room, the place moves outwards until there is some.
+    """
     nearest = CLEARING + reach
-    while True:
-        distance = uniform(nearest, nearest + 4.0 if ahead else REACH, generator)
+    for tries in count():
+        further = 0.02 * max(0, tries - PATIENCE)
+        farthest = nearest + 4.0 if ahead else REACH
+        distance = uniform(nearest, farthest + further, generator)
         angle = uniform(-0.55, 0.55, generator) if ahead else uniform(-math.pi, math.pi, generator)
         x, z = distance * math.sin(angle), distance * math.cos(angle)
         if all(math.hypot(x - a, z - b) > reach + r + 0.5 for a, b, r in spots):
             return x, z
+    raise AssertionError("the ground has no end")
 
 
 def light_map(solids: Solids, sun: Colour, eye: float) -> Tensor:

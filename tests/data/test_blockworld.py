@@ -19,6 +19,7 @@ from lingbot.data.blockworld import (
     random_prompt,
     render,
 )
+from lingbot.data.blockworld_clips import draw_drive
 from lingbot.data.blockworld_rays import BOX, PILLAR, PLACE, ROWS, SPHERE, Solids, enter, local
 from lingbot.data.blockworld_shading import pulses, random_cells, square_wave
 from lingbot.data.blockworld_words import GROUNDS, TIMES
@@ -226,3 +227,9 @@ def test_solids_stand_on_the_ground_apart_and_away_from_the_start() -> None:
             solids["x"][:, None] - solids["x"], solids["z"][:, None] - solids["z"]
         ).fill_diagonal_(9)
         assert gaps.min() > 0.8
+
+
+def test_a_crowded_scene_still_finds_room_for_its_last_solid():
+    """Seed 352 once left no room for a pillar in view, and looked for it forever."""
+    drive = draw_drive(352, 9)
+    assert drive.scene.solids.rows.shape[1] > 0
