@@ -2,7 +2,8 @@
 
 Weights of linear and convolution layers are seen as matrices `[out, in * kernel]`; other parameters
 take Adam steps. torch.optim.Muon takes neither convolutions nor the rest. A small model learns far
-more from each of its first thousand steps than with AdamW, which counts where steps are dear. Orthogonalisation: the Newton-Schulz iteration of Jordan et al. (2024),
+more from each of its first thousand steps than with AdamW, which counts where steps are dear.
+Orthogonalisation: the Newton-Schulz iteration of Jordan et al. (2024),
 https://kellerjordan.github.io/posts/muon.
 """
 

@@ -16,6 +16,7 @@ from lingbot.codec.training import (
     random_crop,
 )
 from lingbot.codec.video import build_codec, load_codec, uint8_to_frames
+from lingbot.muon import Muon
 
 SMALL = {
     "base_dim": 8,
