@@ -150,8 +150,8 @@ def _wandb(node: DictConfig) -> Logger:
 
     try:
         logger.experiment  # noqa: B018  (begins the run)
-    except (wandb.errors.CommError, wandb.errors.AuthenticationError) as error:
-        log.warning("W&B cannot be reached (%s): this run is kept offline", _one_line(error))
+    except (wandb.errors.CommError, wandb.errors.UsageError) as error:
+        log.warning("W&B takes no run online (%s): this one is kept offline", _one_line(error))
         logger = instantiate(node, mode="offline", _convert_="all")
         logger.experiment  # noqa: B018
     return logger

@@ -90,6 +90,17 @@ def drive_path(drive: dict) -> Path:
 
 
 @pytest.mark.processes
+def test_a_sweep_drives_every_value_in_a_folder_of_its_own(tmp_path):
+    arguments = ["--multirun", *TINY_DRIVE, "num_steps=1", "conditioner_cache=step,off"]
+    done = run(COMMAND, *arguments, f"paths.root_dir={tmp_path}")
+    assert done.returncode == 0, done.stderr
+    videos = sorted(tmp_path.glob("generate_sweeps/*/*/drive.mp4"))
+    assert [video.parent.name for video in videos] == ["0", "1"]
+    assert len({video.parent.parent for video in videos}) == 1
+    assert np.array_equal(*(read_frames(video) for video in videos))
+
+
+@pytest.mark.processes
 def test_refusals_end_in_exit_code_2_and_one_line(tmp_path):
     done = run(COMMAND, *TINY_DRIVE, "actions=w-24,x-3", f"paths.output_dir={tmp_path}")
     assert done.returncode == 2

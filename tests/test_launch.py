@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hypothesis import given
 from hypothesis import strategies as st
+from lightning.pytorch.loggers import WandbLogger
 from omegaconf import OmegaConf
 
 from lingbot.conf import resolvers
-from lingbot.launch import Refused, check_seed, for_hydra, for_rank, refusing, run_folder
+from lingbot.launch import (
+    Refused,
+    build_loggers,
+    check_loggers,
+    check_seed,
+    for_hydra,
+    for_rank,
+    refusing,
+    run_folder,
+)
+from tests.commands import TINY_DRIVE, composed
 
 
 def value_of(argument: str):
@@ -78,6 +91,32 @@ def test_the_run_folder_is_made_and_absolute(tmp_path, monkeypatch):
     assert run_folder(cfg) == tmp_path / "outputs" / "here"
     assert cfg.paths.output_dir == str(tmp_path / "outputs" / "here")
     assert (tmp_path / "outputs" / "here").is_dir()
+
+
+def test_wandb_without_a_key_keeps_the_run_offline_and_says_so(tmp_path, monkeypatch, caplog):
+    wandb = pytest.importorskip("wandb")
+    modes = []
+
+    def init(**options):
+        modes.append(options["mode"])
+        if options["mode"] == "online":
+            raise wandb.errors.UsageError("No API key configured.")
+        return SimpleNamespace()
+
+    monkeypatch.setattr(wandb, "init", init)
+    monkeypatch.setenv("WANDB_MODE", "online")
+    cfg = composed("generate", [*TINY_DRIVE, "logger=wandb"], tmp_path)
+    run_folder(cfg)
+    (logger,) = build_loggers(cfg)
+    assert modes == ["online", "offline"]
+    assert "No API key configured." in caplog.text
+    assert isinstance(logger, WandbLogger)
+
+
+def test_a_logger_that_is_not_installed_is_refused(monkeypatch):
+    monkeypatch.setattr("lingbot.launch.find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"lingbot-on-lightning\[wandb\]"):
+        check_loggers(composed("generate", [*TINY_DRIVE, "logger=wandb"]))
 
 
 def test_a_world_that_is_not_shipped_is_named_with_those_that_are():
