@@ -8,6 +8,7 @@ decode.
 Autoencoder: Wan (arXiv:2503.20314).
 """
 
+import json
 import logging
 from pathlib import Path
 from typing import Any, Literal
@@ -132,12 +133,16 @@ class VideoCodec(nn.Module):
     def save(self, folder: str | Path, dtype: str = "float16") -> None:
         """Write config.json and the weights, stored as `dtype`, as a diffusers folder."""
         check_dtype(dtype)
-        self.vae.save_config(folder)
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        config = json.loads(self.vae.to_json_string())
+        config.pop("_name_or_path", None)  # the folder it was loaded from means nothing elsewhere
+        (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
         weights = {
             name: weight.detach().to("cpu", DTYPES[dtype]).contiguous()
             for name, weight in self.vae.state_dict().items()
         }
-        save_file(weights, Path(folder) / WEIGHTS_FILE, metadata={"format": "pt"})
+        save_file(weights, folder / WEIGHTS_FILE, metadata={"format": "pt"})
 
     def _statistics(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """Latents' mean and deviation, `[16, 1, 1, 1]`; float32 whatever the weights are."""

@@ -138,6 +138,14 @@ def test_a_saved_codec_is_a_diffusers_folder_in_half_precision_that_loads_into_f
     assert public.config.latents_mean == pytest.approx(torch.linspace(-1, 1, 16).tolist())
 
 
+def test_a_loaded_codec_is_saved_without_the_folder_it_came_from(codec, tmp_path):
+    codec.save(tmp_path / "first")
+    load_codec(tmp_path / "first").save(tmp_path / "second")
+    saved = [(tmp_path / name / "config.json").read_text() for name in ("first", "second")]
+    assert saved[0] == saved[1]
+    assert str(tmp_path) not in saved[1]
+
+
 def test_saved_in_float32_nothing_is_lost(codec, tmp_path):
     codec.save(tmp_path, dtype="float32")
     assert torch.equal(load_codec(tmp_path).decode(latents_of(2)), codec.decode(latents_of(2)))
