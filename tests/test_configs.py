@@ -17,7 +17,6 @@ from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError
 
-from lingbot.conf.resolvers import shipped_world
 from lingbot.conf.schemas import GROUPS
 from lingbot.model import CausalLingBotTransformer, KVCacheConfig, TransformerConfig
 from lingbot.module import LingBotModule
@@ -35,7 +34,6 @@ NEEDS = {
     ("codec", "world"): ["weights=FOLDER"],
     ("codec", "wan"): ["weights=FOLDER"],
     ("text", "umt5"): ["weights=FOLDER"],
-    ("experiment", "blockworld_world"): ["codec=blockworld_untrained"],
     **{
         ("experiment", name): ["weights=FOLDER"]
         for name in (
@@ -43,21 +41,19 @@ NEEDS = {
         )
     },
 }  # fmt: skip
-COMMAND_OF = {
-    ("experiment", "blockworld_world"): "train",
-    ("experiment", "blockworld_codec"): "train",
-    ("module", "world_training"): "train",
-    ("module", "codec_training"): "train",
-    ("trainer", "train"): "train",
-    ("callbacks", "train"): "train",
-    ("callbacks", "train_codec"): "train",
-    ("debug", "overfit"): "train",
-    ("debug", "anomaly"): "train",
-}
+
+
+def command_of(group: str, name: str) -> str:
+    """The command a choice is for: experiments and debug settings say so in their first lines."""
+    if group in ("experiment", "debug"):
+        training = "lingbot-train" in (CONF / group / f"{name}.yaml").read_text()
+    else:
+        training = group in OF_TRAINING or name.startswith("train") or name.endswith("_training")
+    return "train" if training else "generate"
 
 
 def chosen(group: str, name: str, *overrides: str) -> DictConfig:
-    command = COMMAND_OF.get((group, name), "train" if group in OF_TRAINING else "generate")
+    command = command_of(group, name)
     choice = [f"{group}={name}"] if (group, name) != ("paths", "default") else []
     base = [] if group in ("codec", "experiment") else ["codec=blockworld_untrained"]
     weights = ["weights=null"] if command == "generate" and group != "experiment" else []
@@ -67,8 +63,6 @@ def chosen(group: str, name: str, *overrides: str) -> DictConfig:
 @pytest.mark.parametrize(("group", "name"), CHOICES, ids=lambda value: value)
 def test_every_yaml_composes_and_resolves(group, name):
     cfg = chosen(group, name)
-    if (group, name) == ("codec", "blockworld") and not shipped():
-        pytest.skip("no world is shipped yet")
     OmegaConf.resolve(cfg)
     assert group in ("experiment", "debug") or cfg[group] is not None
 
@@ -78,13 +72,6 @@ def test_the_commands_compose_as_they_are(command):
     cfg = composed(command)
     assert cfg.command == command
     assert cfg.paths.output_dir.startswith(f"outputs/{command}/")
-
-
-def shipped() -> bool:
-    try:
-        return bool(shipped_world("blockworld"))
-    except ValueError:
-        return False
 
 
 @pytest.mark.parametrize(
