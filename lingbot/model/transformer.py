@@ -173,7 +173,7 @@ class CausalLingBotTransformer(nn.Module):
             )
         padded = F.pad(text, (0, 0, 0, self.config.text_len - tokens))
         x = self.text_embedding(padded.to(self.dtype))
-        return [block.text_kv(x) for block in self.blocks]  # type: ignore[union-attr, operator]
+        return [block.text_kv(x) for block in self.blocks]  # type: ignore[operator]
 
     def embed_time(self, timesteps: Tensor) -> TimeEmbedding:
         """Timesteps [B, C], one a chunk -> embedding and the six modulation vectors."""
