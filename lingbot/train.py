@@ -23,7 +23,7 @@ from lingbot.launch import (
     run_folder,
 )
 from lingbot.module import LingBotModule
-from lingbot.parallel.strategy import SequenceParallelMixin
+from lingbot.parallel.strategy import SequenceParallelMixin, ShardedSequenceParallelStrategy
 from lingbot.world import save_world
 
 
@@ -58,6 +58,7 @@ def train(cfg: DictConfig) -> dict[str, float]:
             cfg.trainer, callbacks=callbacks, logger=False, _convert_="all"
         )
         check_ranks(trainer, module)
+        check_export(trainer, cfg.export_dir)
     try:
         trainer.loggers = build_loggers(cfg)
         log_configuration(cfg, trainer.loggers)
@@ -78,6 +79,15 @@ def check_ranks(trainer: L.Trainer, module: L.LightningModule) -> None:
                 f"{type(module).__name__} has no tokens to split: choose strategy=ddp or auto"
             )
         trainer.strategy.check(module.grid.tokens, module.config.num_heads)
+
+
+def check_export(trainer: L.Trainer, export_dir: str | None) -> None:
+    """Raises ValueError where no rank would hold the whole world at the end."""
+    if isinstance(trainer.strategy, ShardedSequenceParallelStrategy) and export_dir is not None:
+        raise ValueError(
+            f"export_dir={export_dir!r}: weights stay sharded over the ranks; choose "
+            "export_dir=null and keep the checkpoints"
+        )
 
 
 if __name__ == "__main__":

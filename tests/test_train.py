@@ -51,6 +51,7 @@ def test_a_trained_codec_is_saved(tmp_path):
         (["trainer.devices=3", "strategy=sequence_parallel"], "1, 2, 4"),
         (["module=codec_training", "strategy=sequence_parallel"], "no tokens to split"),
         (["+model.widht=3"], "widht"),
+        (["strategy=sharded_sequence_parallel"], "export_dir=null"),
     ],
 )
 def test_bad_values_are_refused_before_training(overrides, message, tmp_path):
