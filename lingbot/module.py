@@ -151,9 +151,7 @@ class LingBotModule(L.LightningModule):
             prompt: what the world is.
             seed: of the session's noise.
         """
-        if not isinstance(image, Tensor):
-            image = read_image(image, self.camera.height, self.camera.width)
-        self._world = (image, prompt, seed)
+        self._world = (self._read(image), prompt, seed)
 
     def new_session(
         self, image: Tensor | str | Path, prompt: str, seed: int = 0
@@ -161,7 +159,6 @@ class LingBotModule(L.LightningModule):
         """A session of its own over this module's weights, at its first step."""
         self.configure_model()
         assert self.transformer is not None
-        self.start_world(image, prompt, seed)
         model = CachedTransformer(
             self.transformer, self.kv_cache, self.grid, self.exchange(), self.conditioner_cache
         )
@@ -169,9 +166,14 @@ class LingBotModule(L.LightningModule):
             model, self.codec, self.text_encoder, self._make_camera(), self.sampler,
             self.communication,
         )  # fmt: skip
-        assert self._world is not None
-        session.reset(*self._world)
+        session.reset(self._read(image), prompt, seed)
         return session
+
+    def _read(self, image: Tensor | str | Path) -> Tensor:
+        """A first frame, from its file where it is not one yet."""
+        if isinstance(image, Tensor):
+            return image
+        return read_image(image, self.camera.height, self.camera.width)
 
     def on_predict_start(self) -> None:
         if self._world is None:

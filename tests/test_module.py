@@ -191,6 +191,15 @@ def test_driving_without_a_world_says_to_start_one():
         )
 
 
+def test_a_session_of_ones_own_leaves_the_world_chosen_for_predict_alone():
+    module, seen = make_module(), Collector()
+    module.start_world(IMAGE, "dusk", seed=3)
+    module.new_session(255 - IMAGE, "noon", seed=4)
+    stream = ControlStream.from_actions("w-8", 3)
+    quiet_trainer(callbacks=[seen]).predict(module, DataLoader(stream, batch_size=None))
+    assert torch.equal(seen.frames[0], predict().frames[0])
+
+
 def test_a_session_is_closed_when_a_step_fails():
     class Interrupt(L.Callback):
         def on_predict_batch_end(self, *args, **kwargs):

@@ -29,7 +29,7 @@ class TimedCollective(Protocol):
 class CollectiveTotal:
     """All calls of one collective on one path within a step."""
 
-    name: str  # "to_heads", "to_tokens", "gather", ...
+    name: str  # "qkv", "kv", "out", "gather"
     path: str  # "uniform" | "variable"
     bytes: int
     calls: int
@@ -57,7 +57,8 @@ class StepReport:
         frames: video frames the step gave.
         pass_ms: time of each denoise pass, in order.
         context_update_ms: time of the context update.
-        camera_ms: controls to embedded rays and the blocks' scale and shift.
+        camera_ms: controls to embedded rays. The blocks' scale and shift are made by the first
+            pass that needs them and count there.
         decode_ms: latents to frames.
         total_ms: the whole step; what the parts leave over is `other_ms`.
         collectives: communication of the step, see `total_collectives`. Its time lies *inside* the

@@ -106,7 +106,8 @@ class RealtimeSession:
         self._clock.start()
         if self.communication is not None:
             self.communication.clear()
-        rays = self.camera.chunk(controls, self.device)
+        with self._clock.span("camera"):
+            rays = self.camera.chunk(controls, self.device)
         if controls.prompt is not None:
             self.change_prompt(controls.prompt, recompute_history=controls.history == "recompute")
         clean = self._make_chunk(rays)

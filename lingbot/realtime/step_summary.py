@@ -19,7 +19,7 @@ _RATES = ("step", "frames", "frames_per_second")  # the same on all ranks, or de
 
 
 def figures(report: StepReport) -> Figures:
-    """Flatten a report: `total_ms`, `pass_1_ms`, ..., `communication/to_heads/uniform/ms`, ..."""
+    """Flatten a report: `total_ms`, `pass_1_ms`, ..., `communication/qkv/uniform/ms`, ..."""
     flat: Figures = {
         "step": report.step,
         "frames": report.frames,

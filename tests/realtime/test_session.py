@@ -1,3 +1,5 @@
+import time
+
 import pytest
 import torch
 
@@ -159,6 +161,15 @@ def test_the_report_accounts_for_the_step():
     parts = sum(report.pass_ms) + report.context_update_ms + report.camera_ms + report.decode_ms
     assert 0 < parts <= report.total_ms
     assert report.collectives == []
+
+
+def test_turning_controls_into_rays_counts_as_camera_time():
+    session = make_session()
+    session.reset(IMAGE, "dusk")
+    chunk = session.camera.chunk
+    session.camera.chunk = lambda *arguments: time.sleep(0.05) or chunk(*arguments)
+    session.step(DRIVE[0])
+    assert session.report.camera_ms >= 50
 
 
 def test_it_drives_under_inference_mode_too():
