@@ -37,10 +37,11 @@ class BlockWorldDataModule(L.LightningDataModule):
         latent_frames: train on the first of each clip's latent frames only; None for all.
         batch_size, val_batch_size: clips a batch.
         encode_batch_size: clips that the codec encodes together.
-        num_workers: processes that load, or render, the clips.
+        num_workers: processes that load, or render, the clips. A dozen of them render several times
+            as fast as one GPU, which waits for the many small steps of a scene.
         height, width: pixels, multiples of 8.
-        device: where clips are rendered and encoded for the cache; "auto" is a GPU where there is
-            one. Bare frames are always rendered on the CPU, by the workers.
+        device: where clips are encoded for the cache and, without workers, rendered; "auto" is a
+            GPU where there is one. Bare frames are always rendered on the CPU.
 
     Raises:
         ValueError: an unknown content, "latents" without codec or folder, a length the codec
@@ -97,9 +98,9 @@ class BlockWorldDataModule(L.LightningDataModule):
             if path.is_file():
                 continue
             log.info("encoding %d clips of %s on %s", len(clips), path.name, self.device)
-            workers = self.num_workers if self.device.type == "cpu" else 0
+            rendered = clips if self.num_workers else clips.on(self.device)
             codec = self.codec.to(self.device) if isinstance(self.codec, nn.Module) else self.codec
-            build_latents(path, clips.on(self.device), codec, self.encode_batch_size, workers)
+            build_latents(path, rendered, codec, self.encode_batch_size, self.num_workers)
         if isinstance(self.codec, nn.Module):
             self.codec.to("cpu")
 

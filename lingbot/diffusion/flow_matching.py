@@ -7,7 +7,7 @@ chunks (arXiv:2210.02747; per-chunk levels as in Diffusion Forcing, arXiv:2407.0
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from einops import rearrange
@@ -88,9 +88,10 @@ class FlowMatching:
         chunks = self._count_chunks(clean)
         levels = self.draw_levels(clean.shape[0], chunks, generator)  # [B, n] indices
         sigma = self._per_frame(self.schedule.sigmas[levels], clean)
-        noise = _normal(clean.shape, generator).to(clean)
+        normal = self._noise_source(clean, generator)
+        noise = normal()
         noisy = add_noise(clean, noise, sigma)
-        history = self._history(clean, chunks, generator)
+        history = self._history(clean, chunks, generator, normal)
 
         timesteps = torch.cat(
             [torch.zeros_like(levels, dtype=torch.float64), self.schedule.timesteps[levels]], dim=1
@@ -118,12 +119,25 @@ class FlowMatching:
         few = torch.rand((batch, chunks), generator=generator) < self.few_step_fraction
         return torch.where(few, self.few_step_indices[rung], anywhere)
 
-    def _history(self, clean: Tensor, chunks: int, generator: torch.Generator) -> Tensor:
+    def _noise_source(self, like: Tensor, generator: torch.Generator) -> Callable[[], Tensor]:
+        """Draws noise of the shape of `like`, on its device, from a seed out of `generator`."""
+        seed = int(torch.randint(2**62, (), generator=generator))
+        there = torch.Generator(like.device).manual_seed(seed)
+        return lambda: torch.randn(
+            like.shape, generator=there, device=like.device, dtype=like.dtype
+        )
+
+    def _history(
+        self,
+        clean: Tensor,
+        chunks: int,
+        generator: torch.Generator,
+        normal: Callable[[], Tensor],
+    ) -> Tensor:
         if self.history_noise == 0:
             return clean
         level = self.history_noise * torch.rand((clean.shape[0], chunks), generator=generator)
-        noise = _normal(clean.shape, generator).to(clean)
-        return add_noise(clean, noise, self._per_frame(level, clean))
+        return add_noise(clean, normal(), self._per_frame(level, clean))
 
     def _count_chunks(self, clean: Tensor) -> int:
         frames = clean.shape[2]
@@ -140,6 +154,3 @@ class FlowMatching:
         frames = values.repeat_interleave(self.frames_per_chunk, dim=1)
         return rearrange(frames, "b f -> b 1 f 1 1").to(like)
 
-
-def _normal(shape: Sequence[int], generator: torch.Generator) -> Tensor:
-    return torch.randn(tuple(shape), generator=generator)

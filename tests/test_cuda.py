@@ -1,0 +1,164 @@
+"""What runs on a CPU in the other tests runs on a GPU here, and gives the same."""
+
+from __future__ import annotations
+
+import copy
+import os
+import socket
+from collections.abc import Iterator
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from lingbot.data.blockworld import render
+from lingbot.data.blockworld_clips import draw_drive
+from lingbot.diffusion import FewStepSampler, FlowMatching, FlowSchedule
+from lingbot.model import CachedTransformer, KVCacheConfig, LocalExchange
+from lingbot.parallel.communication_log import CommunicationLog
+from lingbot.parallel.exchange import SequenceExchange
+from lingbot.parallel.splits import even_splits
+from lingbot.realtime.session import RealtimeSession
+from tests.model.worlds import (
+    HEIGHT,
+    SMALL,
+    WIDTH,
+    PromptLengths,
+    chunk_inputs,
+    small_camera,
+    small_codec,
+    small_transformer,
+)
+from tests.realtime.test_session import DRIVE, IMAGE, drive
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+GRID = SMALL.grid(3, HEIGHT // 8, WIDTH // 8)
+WINDOW = KVCacheConfig(window=6, sink=2)
+
+
+class SameNoise(RealtimeSession):
+    """Draws its noise on the CPU wherever it runs, so that two devices can be compared."""
+
+    def _noise(self) -> torch.Tensor:
+        shape = (1, 16, GRID.frames, HEIGHT // 8, WIDTH // 8)
+        self.draws = getattr(self, "draws", 0) + 1
+        return torch.randn(shape, generator=torch.Generator().manual_seed(self.draws)).to(
+            self.device
+        )
+
+
+def session(
+    device: str, exchange: object | None = None, log: CommunicationLog | None = None
+) -> SameNoise:
+    model = CachedTransformer(
+        small_transformer().to(device), WINDOW, GRID, exchange or LocalExchange(SMALL.num_heads)
+    )
+    return SameNoise(
+        model, small_codec().to(device), PromptLengths(), small_camera(),
+        FewStepSampler(FlowSchedule(5.0)), log,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def nccl() -> Iterator[dist.ProcessGroup]:
+    """A group of this process alone."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    os.environ.setdefault("NCCL_NVLS_ENABLE", "0")
+    dist.init_process_group(
+        "nccl", f"tcp://localhost:{port}", rank=0, world_size=1, device_id=torch.device("cuda", 0)
+    )
+    yield dist.group.WORLD
+    dist.destroy_process_group()
+
+
+def test_a_drive_shows_the_same_frames_as_on_the_cpu() -> None:
+    here, there = (torch.cat(drive(session(device))) for device in ("cpu", "cuda"))
+    difference = (here.int() - there.int()).abs()
+    assert difference.max() <= 2
+    assert (difference > 0).float().mean() < 0.1
+
+
+def test_the_parts_of_a_step_are_timed_and_lie_within_the_step() -> None:
+    driven = session("cuda")
+    drive(driven)
+    report = driven.report
+    assert report is not None
+    parts = [*report.pass_ms, report.context_update_ms, report.camera_ms, report.decode_ms]
+    assert len(report.pass_ms) == 4
+    assert all(part > 0 for part in parts)
+    assert sum(parts) <= 1.001 * report.total_ms
+
+
+@pytest.mark.parametrize("uniform", [True, False])
+def test_nccl_exchanges_are_timed_by_events_and_change_nothing(nccl, uniform: bool) -> None:
+    log = CommunicationLog()
+    splits = even_splits(GRID.tokens, 1)
+    exchange = SequenceExchange(nccl, splits, SMALL.num_heads, log, uniform)
+    alone, grouped = session("cuda"), session("cuda", exchange, log)
+    assert torch.equal(torch.cat(drive(alone)), torch.cat(drive(grouped)))
+    report = grouped.report
+    assert report is not None
+    path = "uniform" if uniform else "variable"
+    assert {entry.path for entry in report.collectives} == {path}
+    layers = SMALL.num_layers
+    calls = {entry.name: entry.calls for entry in report.collectives}
+    assert calls == {"qkv": 5 * layers - 1, "kv": 1, "out": 5 * layers - 1, "gather": 4}
+    assert all(entry.elapsed_ms > 0 for entry in report.collectives)
+    assert report.communication_ms < report.total_ms
+
+
+def test_a_training_loss_and_its_gradients_agree_with_the_cpu() -> None:
+    losses, gradients = [], []
+    for device in ("cpu", "cuda"):
+        transformer = small_transformer().requires_grad_(True).to(device)
+        latents, condition, controls = (x.to(device) for x in chunk_inputs(SMALL, chunks=3))
+        objective = CpuNoise(FlowSchedule(5.0), few_step_fraction=1.0, history_noise=0.2)
+        loss = objective(
+            transformer, latents, condition, controls,
+            torch.linspace(-1, 1, 5 * 16, device=device).view(1, 5, 16),
+            cache=WINDOW, exchange=LocalExchange(SMALL.num_heads),
+            generator=torch.Generator().manual_seed(0),
+        )["loss"]  # fmt: skip
+        loss.backward()
+        losses.append(loss.item())
+        gradients.append([p.grad.cpu() for p in transformer.parameters() if p.grad is not None])
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+    for here, there in zip(*gradients, strict=True):
+        assert (here - there).norm() <= 1e-3 * here.norm() + 1e-6
+
+
+class CpuNoise(FlowMatching):
+    """Draws on the CPU wherever it trains."""
+
+    def _noise_source(self, like, generator):
+        return lambda: torch.randn(like.shape, generator=generator).to(like)
+
+
+def test_bfloat16_drives_stay_near_float32() -> None:
+    exact = session("cuda")
+    rough = session("cuda")
+    rough.model = CachedTransformer(
+        copy.deepcopy(exact.model.transformer).bfloat16(), WINDOW, GRID,
+        LocalExchange(SMALL.num_heads),
+    )  # fmt: skip
+    first = [next(iter(drive(one, list(DRIVE)[:1]))).float() for one in (exact, rough)]
+    assert (first[0] - first[1]).abs().mean() < 4  # of 255
+
+
+def test_blockworld_looks_the_same_rendered_on_the_gpu() -> None:
+    taken = draw_drive(5, 21)
+    here = render(taken.scene, taken.poses, height=96, width=160)
+    there = render(taken.scene.to("cuda"), taken.poses, height=96, width=160).cpu()
+    differing = (here.int() - there.int()).abs().amax(-1) > 3
+    assert differing.float().mean() < 0.005
+
+
+def test_the_image_of_a_session_may_lie_on_the_cpu() -> None:
+    driven = session("cuda")
+    driven.reset(IMAGE, "dusk")
+    assert driven.step(next(iter(DRIVE))).device.type == "cpu"
