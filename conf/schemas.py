@@ -142,6 +142,7 @@ class FlowMatching:
     few_step_indices: list[int] = MISSING
     few_step_fraction: float = MISSING
     history_noise: float = MISSING
+    resampled_history: float = MISSING
 
 
 @dataclass

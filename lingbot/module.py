@@ -265,12 +265,9 @@ class LingBotModule(L.LightningModule):
 
     def _clip_controls(self, batch: dict[str, Any], clean: Tensor) -> Tensor:
         """Folded rays [B, channels, F, H, W] of every clip's drive."""
-        actions = batch.get("actions") or [None] * len(batch["poses"])
-        clips = [
-            self.camera.clip(poses, clean.shape[2], keys, device=clean.device)
-            for poses, keys in zip(batch["poses"].cpu(), actions, strict=True)
-        ]
-        return torch.cat(clips)
+        return self.camera.clips(
+            batch["poses"].cpu(), clean.shape[2], batch.get("actions"), device=clean.device
+        )
 
     def _generator(self, step: int, batch_idx: int) -> torch.Generator:
         """Alike on the ranks of a sequence group, different on data ranks and in every step."""

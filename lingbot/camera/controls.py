@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from einops import repeat
+from einops import rearrange, repeat
 from torch import Tensor
 
 from lingbot.camera.actions import MOVE_KEYS, CameraDriver, check_keys
@@ -189,38 +189,60 @@ class CameraControl:
         actions: Sequence[str] | None = None,
         device: torch.device | str = "cpu",
     ) -> Tensor:
-        """Control tensor of a whole clip, [1, channels, F, H / 8, W / 8] float32.
+        """Control tensor of a whole clip, [1, channels, F, H / 8, W / 8] float32: see `clips`."""
+        check_poses(poses, "the poses of the clip")
+        held = None if actions is None else [actions]
+        return self.clips(poses[None], num_latent_frames, held, device)
 
-        With a fixed scale it equals the chunks of the same drive, one behind the other, and leaves
-        the session's camera alone. With "offline" the latent frames spread over all the poses.
+    @torch.no_grad()
+    def clips(
+        self,
+        poses: Tensor,
+        num_latent_frames: int,
+        actions: Sequence[Sequence[str]] | None = None,
+        device: torch.device | str = "cpu",
+    ) -> Tensor:
+        """Control tensors of whole clips, [B, channels, F, H / 8, W / 8] float32.
+
+        With a fixed scale each equals the chunks of the same drive, one behind the other, and the
+        session's camera is left alone. With "offline" the latent frames spread over all the poses.
 
         Args:
-            poses: camera-to-world of the video frames, [T, 4, 4]; 4 (F - 1) + 1 or, offline, more.
+            poses: camera-to-world of the video frames, [B, T, 4, 4]; T is 4 (F - 1) + 1 or,
+                offline, more.
             num_latent_frames: F.
-            actions: keys that led to each frame but the first, T - 1 of them; for act control.
-            device: where the control is made.
+            actions: of each clip the keys that led to each frame but the first, T - 1 of them; for
+                act control.
+            device: where the controls are made.
         """
-        check_poses(poses, "the poses of the clip")
-        if actions is not None and len(actions) != len(poses) - 1:
-            raise ValueError(
-                f"{len(actions)} actions for {len(poses)} poses: give {len(poses) - 1}, one for "
-                "each frame but the first."
-            )
+        check_poses(poses.flatten(0, 1), "the poses of the clips")
+        for keys in actions or ():
+            if len(keys) != poses.shape[1] - 1:
+                raise ValueError(
+                    f"{len(keys)} actions for {poses.shape[1]} poses: give {poses.shape[1] - 1}, "
+                    "one for each frame but the first."
+                )
+        relative = self._clip_steps(poses, num_latent_frames)  # [B, F, 4, 4]
+        held = None
+        if actions is not None:
+            starts = [("", *keys)[::VIDEO_FRAMES][:num_latent_frames] for keys in actions]
+            held = [keys for clip in starts for keys in clip]
+        control = self._control(relative.flatten(0, 1).float().to(device), held, self.intrinsics)
+        return rearrange(control, "1 c (b f) h w -> b c f h w", b=len(poses)).contiguous()
+
+    def _clip_steps(self, poses: Tensor, num_latent_frames: int) -> Tensor:
+        """Scaled steps between the latent frames of clips: [B, T, 4, 4] to [B, F, 4, 4]."""
         if num_latent_frames < 1:
             raise ValueError(f"num_latent_frames={num_latent_frames}: a clip has at least one.")
         if self.translation_scale == "offline":
-            _, relative = offline_poses(poses, num_latent_frames)
-        else:
-            needed = VIDEO_FRAMES * (num_latent_frames - 1) + 1
-            if len(poses) != needed:
-                raise ValueError(
-                    f"{len(poses)} poses for {num_latent_frames} latent frames: give {needed}, "
-                    'or use translation_scale="offline", which spreads them over more poses.'
-                )
-            steps = relative_poses(poses[::VIDEO_FRAMES])
-            relative = scale_translations(steps, self.translation_scale)
-        keys = None if actions is None else ("", *actions)[::VIDEO_FRAMES][:num_latent_frames]
-        return self._control(relative.float().to(device), keys, self.intrinsics)
+            return torch.stack([offline_poses(clip, num_latent_frames)[1] for clip in poses])
+        needed = VIDEO_FRAMES * (num_latent_frames - 1) + 1
+        if poses.shape[1] != needed:
+            raise ValueError(
+                f"{poses.shape[1]} poses for {num_latent_frames} latent frames: give {needed}, "
+                'or use translation_scale="offline", which spreads them over more poses.'
+            )
+        return scale_translations(relative_poses(poses[:, ::VIDEO_FRAMES]), self.translation_scale)
 
     def _check(self, controls: Controls) -> None:
         """Refuse controls that do not fit the next chunk, before anything has moved."""

@@ -88,21 +88,21 @@ def interpolate_poses(poses: Tensor, positions: Tensor) -> Tensor:
 
 
 def relative_poses(poses: Tensor, previous: Tensor | None = None) -> Tensor:
-    """Express each pose in the camera before it, [N, 4, 4] to [N, 4, 4] float64.
+    """Express each pose in the camera before it, [..., N, 4, 4] to [..., N, 4, 4] float64.
 
     The first is expressed in `previous` [4, 4] where there is one, and is the identity otherwise.
     """
     poses = poses.double()
-    first = poses[0] if previous is None else previous.to(poses)
-    before = torch.cat([first[None], poses[:-1]])
-    to_before = before[:, :3, :3].mT
-    relative = torch.eye(4, dtype=poses.dtype, device=poses.device).repeat(len(poses), 1, 1)
-    relative[:, :3, :3] = to_before @ poses[:, :3, :3]
+    first = poses[..., :1, :, :] if previous is None else previous.to(poses).expand_as(poses[:1])
+    before = torch.cat([first, poses[..., :-1, :, :]], dim=-3)
+    to_before = before[..., :3, :3].mT
+    relative = torch.eye(4, dtype=poses.dtype, device=poses.device).expand_as(poses).clone()
+    relative[..., :3, :3] = to_before @ poses[..., :3, :3]
     # the difference first: far from the origin the two translations are large and nearly equal
-    step = (poses[:, :3, 3] - before[:, :3, 3])[..., None]
-    relative[:, :3, 3] = (to_before @ step)[..., 0]
+    step = (poses[..., :3, 3] - before[..., :3, 3])[..., None]
+    relative[..., :3, 3] = (to_before @ step)[..., 0]
     if previous is None:
-        relative[0] = torch.eye(4, dtype=poses.dtype, device=poses.device)
+        relative[..., 0, :, :] = torch.eye(4, dtype=poses.dtype, device=poses.device)
     return relative
 
 
@@ -112,13 +112,13 @@ def largest_step(relative: Tensor) -> float:
 
 
 def scale_translations(relative: Tensor, scale: float | None) -> Tensor:
-    """Divide the translations of relative poses [N, 4, 4] by `scale`.
+    """Divide the translations of relative poses [..., N, 4, 4] by `scale`.
 
     None divides by the largest of them, as the published offline path does: that needs the whole
-    trajectory, so a live session fixes a number instead.
+    trajectory [N, 4, 4], so a live session fixes a number instead.
     """
     result = relative.clone()
-    result[:, :3, 3] /= largest_step(relative) if scale is None else scale
+    result[..., :3, 3] /= largest_step(relative) if scale is None else scale
     return result
 
 

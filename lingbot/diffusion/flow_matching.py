@@ -3,11 +3,16 @@
 Every chunk of the clip draws its own noise level and sees the clean history of the others, exactly
 what the caches hold when driving. The loss is the mean squared error of the flow on the noisy
 chunks (arXiv:2210.02747; per-chunk levels as in Diffusion Forcing, arXiv:2407.01392).
+
+A driven world sees its own output, not the truth, as history. Two options train for that: noise on
+the history, and a history that the model itself has made of the clip (as in Resampling Forcing,
+arXiv:2512.15702, but of all chunks in one pass).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from einops import rearrange
@@ -21,6 +26,37 @@ from lingbot.model import (
     KVCacheConfig,
     TeacherForcing,
 )
+from lingbot.model.transformer import TextKV
+
+
+@dataclass(frozen=True)
+class ClipPass:
+    """One pass over whole clips: all noisy chunks at once, each seeing the history before it."""
+
+    transformer: CausalLingBotTransformer
+    schedule: FlowSchedule
+    memory: TeacherForcing
+    condition: Tensor  # [B, 20, F, H, W]
+    rays: Tensor  # [B, n, L, dim]
+    text: TextKV
+    exchange: Exchange
+
+    def __call__(self, history: Tensor, noisy: Tensor, levels: Tensor) -> Tensor:
+        """History and noisy chunks [B, 16, F, H, W] at `levels` [B, n] -> flow of the latter."""
+        told = self.schedule.timesteps[levels]
+        timesteps = torch.cat([torch.zeros_like(told), told], dim=1).to(noisy.device)
+        frames = self.memory.frames_per_chunk
+        flow = self.transformer(
+            torch.cat([torch.cat([history, noisy], 2), torch.cat([self.condition] * 2, 2)], dim=1),
+            self.transformer.embed_time(timesteps),
+            self.rays,
+            self.text,
+            tuple(i * frames for i in range(self.memory.chunks)) * 2,
+            memory=self.memory,
+            conditioner=ConditionerCache("off"),
+            exchange=self.exchange,
+        )
+        return flow[:, :, noisy.shape[2] :]
 
 
 class FlowMatching:
@@ -33,6 +69,8 @@ class FlowMatching:
         few_step_fraction: share of chunks trained at those rungs; the others draw any level.
         history_noise: the clean history is noised to a level drawn from [0, history_noise], so
             that the model learns to live with its own small errors.
+        resampled_history: share of batches whose history is the model's own estimate of the clean
+            clip, made without gradient from one of the sampler's rungs.
 
     Raises:
         ValueError: for fractions outside [0, 1].
@@ -45,16 +83,19 @@ class FlowMatching:
         few_step_indices: Sequence[int] = (0, 179, 358, 679),
         few_step_fraction: float = 0.5,
         history_noise: float = 0.0,
+        resampled_history: float = 0.0,
     ) -> None:
         for name, value in (
             ("few_step_fraction", few_step_fraction),
             ("history_noise", history_noise),
+            ("resampled_history", resampled_history),
         ):
             if not 0 <= value <= 1:
                 raise ValueError(f"objective.{name}={value} must lie in [0, 1]")
         self.schedule, self.frames_per_chunk = schedule, frames_per_chunk
         self.few_step_indices = torch.tensor(list(few_step_indices))
         self.few_step_fraction, self.history_noise = few_step_fraction, history_noise
+        self.resampled_history = resampled_history
 
     def __call__(
         self,
@@ -86,26 +127,21 @@ class FlowMatching:
             ValueError: when F is not a whole number of chunks.
         """
         chunks = self._count_chunks(clean)
+        predict = ClipPass(
+            transformer, self.schedule, TeacherForcing(cache, chunks, self.frames_per_chunk),
+            condition, transformer.embed_controls(controls, exchange, self.frames_per_chunk),
+            transformer.embed_text(text), exchange,
+        )  # fmt: skip
+        normal = self._noise_source(clean, generator)
         levels = self.draw_levels(clean.shape[0], chunks, generator)  # [B, n] indices
         sigma = self._per_frame(self.schedule.sigmas[levels], clean)
-        normal = self._noise_source(clean, generator)
         noise = normal()
         noisy = add_noise(clean, noise, sigma)
-        history = self._history(clean, chunks, generator, normal)
-
-        timesteps = torch.cat(
-            [torch.zeros_like(levels, dtype=torch.float64), self.schedule.timesteps[levels]], dim=1
-        ).to(clean.device)
-        flow = transformer(
-            torch.cat([torch.cat([history, noisy], 2), torch.cat([condition] * 2, 2)], dim=1),
-            transformer.embed_time(timesteps),
-            transformer.embed_controls(controls, exchange, self.frames_per_chunk),
-            transformer.embed_text(text),
-            tuple(i * self.frames_per_chunk for i in range(chunks)) * 2,
-            memory=TeacherForcing(cache, chunks, self.frames_per_chunk),
-            conditioner=ConditionerCache("off"),
-            exchange=exchange,
-        )[:, :, clean.shape[2] :]
+        history = clean
+        if torch.rand((), generator=generator) < self.resampled_history:
+            history = self._resampled(clean, predict, generator, normal)
+        history = self._noised(history, chunks, generator, normal)
+        flow = predict(history, noisy, levels)
         error = clean_from_flow(noisy, flow.detach(), sigma) - clean
         return {
             "loss": (flow - (noise - clean)).square().mean(),
@@ -115,9 +151,14 @@ class FlowMatching:
     def draw_levels(self, batch: int, chunks: int, generator: torch.Generator) -> Tensor:
         """Indices into the schedule [batch, chunks]."""
         anywhere = torch.randint(0, STEPS, (batch, chunks), generator=generator)
-        rung = torch.randint(0, len(self.few_step_indices), (batch, chunks), generator=generator)
+        rungs = self._draw_rungs(batch, chunks, generator)
         few = torch.rand((batch, chunks), generator=generator) < self.few_step_fraction
-        return torch.where(few, self.few_step_indices[rung], anywhere)
+        return torch.where(few, rungs, anywhere)
+
+    def _draw_rungs(self, batch: int, chunks: int, generator: torch.Generator) -> Tensor:
+        """Indices of the sampler's rungs [batch, chunks]."""
+        rung = torch.randint(0, len(self.few_step_indices), (batch, chunks), generator=generator)
+        return self.few_step_indices[rung]
 
     def _noise_source(self, like: Tensor, generator: torch.Generator) -> Callable[[], Tensor]:
         """Draws noise of the shape of `like`, on its device, from a seed out of `generator`."""
@@ -127,17 +168,33 @@ class FlowMatching:
             like.shape, generator=there, device=like.device, dtype=like.dtype
         )
 
-    def _history(
+    @torch.no_grad()
+    def _resampled(
         self,
         clean: Tensor,
+        predict: ClipPass,
+        generator: torch.Generator,
+        normal: Callable[[], Tensor],
+    ) -> Tensor:
+        """What the model makes of the clip, each chunk from a rung of the sampler's own."""
+        levels = self._draw_rungs(clean.shape[0], predict.memory.chunks, generator)
+        sigma = self._per_frame(self.schedule.sigmas[levels], clean)
+        noisy = add_noise(clean, normal(), sigma)
+        made = clean_from_flow(noisy, predict(clean, noisy, levels), sigma)
+        torch.clear_autocast_cache()  # it may hold casts of the weights without their gradient
+        return made
+
+    def _noised(
+        self,
+        history: Tensor,
         chunks: int,
         generator: torch.Generator,
         normal: Callable[[], Tensor],
     ) -> Tensor:
         if self.history_noise == 0:
-            return clean
-        level = self.history_noise * torch.rand((clean.shape[0], chunks), generator=generator)
-        return add_noise(clean, normal(), self._per_frame(level, clean))
+            return history
+        level = self.history_noise * torch.rand((history.shape[0], chunks), generator=generator)
+        return add_noise(history, normal(), self._per_frame(level, history))
 
     def _count_chunks(self, clean: Tensor) -> int:
         frames = clean.shape[2]
@@ -153,4 +210,3 @@ class FlowMatching:
         """One value a chunk [B, n] -> [B, 1, F, 1, 1] on the device of `like`."""
         frames = values.repeat_interleave(self.frames_per_chunk, dim=1)
         return rearrange(frames, "b f -> b 1 f 1 1").to(like)
-

@@ -43,6 +43,17 @@ def test_chunks_of_a_drive_equal_the_whole_clip(
     torch.testing.assert_close(camera.pose, poses[-1], rtol=0, atol=0)
 
 
+@pytest.mark.parametrize(("kind", "scale"), [("cam", 0.2), ("act", 0.2), ("cam", "offline")])
+def test_clips_together_give_what_each_gives_alone(kind: Any, scale: Any) -> None:
+    camera = CameraControl(kind, frames_per_chunk=3, translation_scale=scale, **SIZE)
+    drives = [drive(20, seed) for seed in range(3)]
+    poses = torch.stack([action_poses(actions) for actions in drives])
+    together = camera.clips(poses, 6, drives)
+    alone = [camera.clip(some, 6, keys) for some, keys in zip(poses, drives, strict=True)]
+    torch.testing.assert_close(together, torch.cat(alone), rtol=0, atol=1e-6)
+    assert not torch.equal(together[0], together[1])
+
+
 def test_poses_and_the_actions_that_make_them_steer_alike() -> None:
     actions = drive(32)
     poses = action_poses(actions)

@@ -68,6 +68,33 @@ def test_noise_on_the_history_changes_later_chunks_only():
     assert plain != noised
 
 
+def test_a_resampled_history_is_made_by_the_model_and_carries_no_gradient():
+    transformer = small_transformer().requires_grad_(True)
+    seen = HistoryRecorder(transformer)
+    result = losses(FlowMatching(FlowSchedule(5.0), resampled_history=1.0), seen)
+    truth = chunk_inputs(SMALL, 2)[0]
+    first, second = seen.histories
+    assert torch.equal(first[:1], truth)  # the clip is made from its own clean history
+    assert not torch.equal(second[:1], truth)
+    assert not second.requires_grad
+    result["loss"].backward()
+    assert all(p.grad is not None for p in transformer.parameters())
+
+
+class HistoryRecorder:
+    """A transformer that keeps the history of every pass."""
+
+    def __init__(self, transformer) -> None:
+        self.transformer, self.histories = transformer, []
+
+    def __call__(self, latents, *args, **kwargs):
+        self.histories.append(latents[:, :16, : latents.shape[2] // 2])
+        return self.transformer(latents, *args, **kwargs)
+
+    def __getattr__(self, name):
+        return getattr(self.transformer, name)
+
+
 def test_clips_that_are_not_whole_chunks_are_refused_with_the_length_that_works():
     objective = FlowMatching(FlowSchedule(5.0), frames_per_chunk=4)
     with pytest.raises(ValueError, match="cut it to 4"):
