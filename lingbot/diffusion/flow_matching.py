@@ -132,8 +132,8 @@ class FlowMatching:
             condition, transformer.embed_controls(controls, exchange, self.frames_per_chunk),
             transformer.embed_text(text), exchange,
         )  # fmt: skip
-        normal = self._noise_source(clean, generator)
         levels = self.draw_levels(clean.shape[0], chunks, generator)  # [B, n] indices
+        normal = self._noise_source(clean, generator)
         sigma = self._per_frame(self.schedule.sigmas[levels], clean)
         noise = normal()
         noisy = add_noise(clean, noise, sigma)

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lingbot.model.attention import AttentionMemory, CrossAttention, SelfAttention
+from lingbot.model.attention import AttentionMemory, CrossAttention, SelfAttention, attend
 from lingbot.model.camera_conditioner import CameraConditioner, ConditionerCache
 from lingbot.model.exchange import Exchange
 
@@ -53,22 +53,40 @@ class Block(CameraConditioner):
     ) -> Tensor:
         """x [B, C, L, dim] float32, six [B, C, 6, dim], rays [B, C', L, dim] -> x.
 
-        C is a multiple of C': clean and noisy chunks of a training clip share their rays.
+        C is a multiple of C': clean and noisy chunks of a training clip share their rays. The
+        arithmetic lies in three parts, cut where memory, exchange and caches come in.
         """
-        shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = self._modulation(six)
+        q, k, v = exchange.to_heads(self.before_attention(x, six, rope, exchange))
+        y = exchange.to_tokens(memory.attend(self.layer, q, k, v))
+        cam = conditioner(self.layer, rays, self.scale_shift, updating=updating)
+        x, q = self.after_attention(x, y, six, *cam)
+        return self.feed_forward(x, attend(q, *text_kv), six)
+
+    def before_attention(
+        self, x: Tensor, six: Tensor, rope: tuple[Tensor, Tensor], exchange: Exchange
+    ) -> tuple[Tensor, ...]:
+        """x [B, C, L, dim] -> queries, keys and values as the exchange packs them."""
+        shift, scale, *_ = self._modulation(six)
         y = modulated_norm(x, scale, shift, self.eps).to(self.dtype)
-        x = x + gate * self.self_attn(y, rope, self.layer, memory, exchange).float()
+        return exchange.pack(*self.self_attn.queries_keys_values(y, rope))
 
-        cam_scale, cam_shift = conditioner(self.layer, rays, self.scale_shift, updating=updating)
+    def after_attention(
+        self, x: Tensor, y: Tensor, six: Tensor, cam_scale: Tensor, cam_shift: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Attended values y [B, C, L, H, D] and the camera into x; and queries of the prompt."""
+        gate = self._modulation(six)[2]
+        x = x + gate * self.self_attn.o(y.flatten(-2)).float()
         x = move_with_camera(x, cam_scale, cam_shift)
+        weight, bias = self.norm3.weight.float(), self.norm3.bias.float()
+        y = F.layer_norm(x, (x.shape[-1],), weight, bias, self.eps)
+        return x, self.cross_attn.queries(y.to(self.dtype))
 
-        y = F.layer_norm(
-            x, (x.shape[-1],), self.norm3.weight.float(), self.norm3.bias.float(), self.eps
-        )
-        x = x + self.cross_attn(y.to(self.dtype), text_kv).float()
-
-        y = modulated_norm(x, ffn_scale, ffn_shift, self.eps).to(self.dtype)
-        return x + ffn_gate * self.ffn(y).float()
+    def feed_forward(self, x: Tensor, y: Tensor, six: Tensor) -> Tensor:
+        """What the prompt says, y [B, C * L, H, D], into x; then the feed-forward layer."""
+        *_, shift, scale, gate = self._modulation(six)
+        x = x + self.cross_attn.o(y.flatten(-2)).view_as(x).float()
+        y = modulated_norm(x, scale, shift, self.eps).to(self.dtype)
+        return x + gate * self.ffn(y).float()
 
     def text_kv(self, text: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values of the embedded prompt [B, T, dim] for this block: [B, T, H, D] each."""
@@ -84,9 +102,15 @@ class Block(CameraConditioner):
         exchange: Exchange,
     ) -> None:
         """Ends a context update here: the keys and values of x are kept, nothing else is made."""
+        memory.store(self.layer, *exchange.to_heads(self.before_store(x, six, rope, exchange)))
+
+    def before_store(
+        self, x: Tensor, six: Tensor, rope: tuple[Tensor, Tensor], exchange: Exchange
+    ) -> tuple[Tensor, ...]:
+        """Like `before_attention`, without queries."""
         shift, scale, *_ = self._modulation(six)
         y = modulated_norm(x, scale, shift, self.eps).to(self.dtype)
-        self.self_attn.store_only(y, rope, self.layer, memory, exchange)
+        return exchange.pack(*self.self_attn.keys_values(y, rope))
 
     def _modulation(self, six: Tensor) -> tuple[Tensor, ...]:
         """Six vectors of [B, C, 1, dim]: shift, scale, gate of attention, then of the ffn."""

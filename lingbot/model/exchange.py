@@ -24,10 +24,12 @@ class Exchange(Protocol):
         """This rank's slice of a chunk's S tokens along `dim`."""
         ...
 
-    def to_heads(
-        self, q: Tensor | None, k: Tensor, v: Tensor
-    ) -> tuple[Tensor | None, Tensor, Tensor]:
-        """[B, C, L, H, D] -> [B, C, S, h, D] for each of q, k, v (q may be left out)."""
+    def pack(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """q, k, v (or k, v) [B, C, L, H, D] -> what `to_heads` takes; no communication."""
+        ...
+
+    def to_heads(self, packed: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """What `pack` gave -> each of its tensors as [B, C, S, h, D]."""
         ...
 
     def to_tokens(self, y: Tensor) -> Tensor:
@@ -52,10 +54,11 @@ class LocalExchange:
     def shard(self, x: Tensor, dim: int) -> Tensor:
         return x
 
-    def to_heads(
-        self, q: Tensor | None, k: Tensor, v: Tensor
-    ) -> tuple[Tensor | None, Tensor, Tensor]:
-        return q, k, v
+    def pack(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        return tensors
+
+    def to_heads(self, packed: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return packed
 
     def to_tokens(self, y: Tensor) -> Tensor:
         return y

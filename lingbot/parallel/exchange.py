@@ -70,31 +70,32 @@ class SequenceExchange:
             )
         return x.narrow(dim, self.splits.start(self.rank), self.splits.sizes[self.rank])
 
-    def to_heads(
-        self, q: Tensor | None, k: Tensor, v: Tensor
-    ) -> tuple[Tensor | None, Tensor, Tensor]:
-        """All heads of local tokens [B,C,L,H,D] to local heads of all tokens [B,C,S,h,D].
+    def pack(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """q, k, v of local tokens [B,C,L,H,D] as the send buffer [r,B,C,L,h,n,D] of `to_heads`.
 
-        One exchange for all three. Without `q` (the last block of a context update needs none) only
-        keys and values travel.
+        Pure arithmetic, so that a compiled forward writes the buffer where it makes q, k and v.
+        Without q (the last block of a context update needs none) only keys and values travel.
         """
-        tensors = [k, v] if q is None else [q, k, v]
-        batch, chunks, local, _, width = k.shape
+        dealt = [rearrange(x, "B C L (r h) D -> r B C L h D", r=self.size) for x in tensors]
+        return (torch.stack(dealt, dim=-2),)
+
+    def to_heads(self, packed: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """All heads of local tokens, packed, to local heads of all tokens [B,C,S,h,D] each.
+
+        One exchange for all of them.
+        """
+        (send,) = packed
+        _, batch, chunks, local, heads, count, width = send.shape
         self._check_local(local)
-        send = torch.cat(
-            [rearrange(x, "B C L (r h) D -> r B C L h D", r=self.size) for x in tensors], dim=-1
-        )
-        rows = send.view(-1, self.local_heads * send.shape[-1])
         received = all_to_all(
-            rows,
+            send.view(-1, heads * count * width),
             self._wire,
             send=self._rows((local,) * self.size, batch * chunks),
             receive=self._rows(self.splits.sizes, batch * chunks),
-            name="kv" if q is None else "qkv",
+            name="qkv" if count == 3 else "kv",
         )
-        packed = self._in_token_order(received, batch, chunks).unflatten(-1, (self.local_heads, -1))
-        *queries, keys, values = packed.split(width, dim=-1)
-        return queries[0] if queries else None, keys, values
+        in_order = self._in_token_order(received, batch, chunks)
+        return in_order.unflatten(-1, (heads, count, width)).unbind(-2)
 
     def to_tokens(self, y: Tensor) -> Tensor:
         """Local heads of all tokens [B,C,S,h,D] back to all heads of local tokens [B,C,L,H,D]."""

@@ -32,8 +32,8 @@ def _network(
 ) -> Tensor:
     """A little of everything: weights before, between and after the exchanges, queries left out."""
     q, k, v = (exchange.shard(x * weight[0], dim=2) for x in (q, k, v))
-    q_all, k_all, v_all = exchange.to_heads(q * weight[1], k, v)
-    _, k_again, v_again = exchange.to_heads(None, k, v * weight[2])
+    q_all, k_all, v_all = exchange.to_heads(exchange.pack(q * weight[1], k, v))
+    k_again, v_again = exchange.to_heads(exchange.pack(k, v * weight[2]))
     scores = torch.einsum("bcqhd,bcshd->bchqs", q_all, k_all + 2 * k_again).softmax(-1)
     y = exchange.to_tokens(torch.einsum("bchqs,bcshd->bcqhd", scores, v_all * v_again))
     y = exchange.gather((y * weight[3]).flatten(-2))
@@ -55,10 +55,9 @@ def _inputs(batch: int, chunks: int, tokens: int) -> list[Tensor]:
 def _check_forward(exchange: SequenceExchange, inputs: list[Tensor]) -> None:
     q, k, v, _ = inputs
     local = [exchange.shard(x, dim=2) for x in (q, k, v)]
-    for out, whole in zip(exchange.to_heads(*local), (q, k, v), strict=True):
+    for out, whole in zip(exchange.to_heads(exchange.pack(*local)), (q, k, v), strict=True):
         assert torch.equal(out, _heads_of(whole, exchange))
-    no_q, k_all, v_all = exchange.to_heads(None, *local[1:])
-    assert no_q is None
+    k_all, v_all = exchange.to_heads(exchange.pack(*local[1:]))
     assert torch.equal(k_all, _heads_of(k, exchange))
     assert torch.equal(v_all, _heads_of(v, exchange))
     # attention kernels hand out transposed memory as well
@@ -82,7 +81,7 @@ def _check_gradients(exchange: SequenceExchange, inputs: list[Tensor]) -> None:
 def _check_bf16_gradients(exchange: SequenceExchange, inputs: list[Tensor]) -> None:
     whole = inputs[1].bfloat16().flatten(-2)
     local = exchange.shard(inputs[1].bfloat16(), dim=2).requires_grad_()
-    _, keys, _ = exchange.to_heads(None, local, local.detach())
+    keys, _ = exchange.to_heads(exchange.pack(local, local.detach()))
     y = exchange.gather(exchange.to_tokens(keys).flatten(-2))
     assert torch.equal(y, whole)
     gradient = torch.arange(whole.numel()).remainder(7).view_as(whole).bfloat16()
@@ -101,7 +100,7 @@ def _check_one_chunk_is_views(exchange: SequenceExchange, inputs: list[Tensor]) 
 
     dist.all_to_all_single = spy
     try:
-        outs = exchange.to_heads(*(exchange.shard(x, dim=2) for x in inputs[:3]))
+        outs = exchange.to_heads(exchange.pack(*(exchange.shard(x, dim=2) for x in inputs[:3])))
         y = torch.randn_like(outs[0]).contiguous()
         exchange.to_tokens(y)
     finally:
@@ -149,7 +148,7 @@ def _logged(rank: int, tokens: int) -> list[tuple[str, str, int]]:
     log = CommunicationLog()
     exchange = _exchange(tokens, log=log)
     inputs = [x.float() for x in _inputs(1, 1, tokens)]
-    exchange.to_heads(*(exchange.shard(x, dim=2) for x in inputs[:3]))
+    exchange.to_heads(exchange.pack(*(exchange.shard(x, dim=2) for x in inputs[:3])))
     assert not log._pending, "nobody asked, so nothing is kept"
     log.clear()
     _loss(_network(*(x.requires_grad_() for x in inputs), exchange)).backward()

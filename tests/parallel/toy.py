@@ -69,7 +69,7 @@ class Toy(pl.LightningModule):
         exchange = self.exchange()
         x = exchange.shard(self.embed(x), dim=2)
         q, k, v = self.block["qkv"](x).unflatten(-1, (3 * HEADS, WIDTH)).chunk(3, dim=3)
-        q, k, v = exchange.to_heads(q, k, v)
+        q, k, v = exchange.to_heads(exchange.pack(q, k, v))
         scores = torch.einsum("bcqhd,bcshd->bchqs", q, k).softmax(-1)
         y = exchange.to_tokens(torch.einsum("bchqs,bcshd->bcqhd", scores, v))
         return self.after(exchange.gather(self.head(x + self.block["out"](y.flatten(-2)))))
