@@ -133,6 +133,17 @@ class ConditionerCache:
 
 
 @dataclass
+class Kernels:
+    """How the transformer's arithmetic is carried out."""
+
+    _target_: str = "lingbot.model.kernels.Kernels"
+    name: str = MISSING
+    parts: str = MISSING
+    pack_qkv: bool = MISSING
+    linears: str = MISSING
+
+
+@dataclass
 class FlowMatching:
     """The training objective."""
 
@@ -183,6 +194,7 @@ class World:
     sampler: Any = MISSING
     kv_cache: Any = MISSING
     conditioner_cache: Any = MISSING
+    kernels: Any = MISSING
     paths: Any = MISSING
 
 
@@ -248,6 +260,7 @@ GROUPS: dict[str, dict[str, type]] = {
     "sampler": {"schema": Sampler},
     "kv_cache": {"schema": KVCache},
     "conditioner_cache": {"schema": ConditionerCache},
+    "kernels": {"schema": Kernels},
     "objective": {"schema": FlowMatching},
     "scheduler": {"schema_warmup_cosine": WarmupCosine},
     "paths": {"schema": Paths},

@@ -30,12 +30,14 @@ from lingbot.model import (
     TransformerConfig,
 )
 from lingbot.model.checkpoint import load_weights
+from lingbot.model.kernels import Kernels
 from lingbot.parallel.communication_log import CommunicationLog
 from lingbot.parallel.sharding import shard_weights
 from lingbot.parallel.strategy import SequenceParallelMixin, ShardedSequenceParallelStrategy
 from lingbot.realtime.session import RealtimeSession
 
 FROZEN = "codec."
+REFERENCE = Kernels()
 
 
 class CloseSessionOnFailure(L.Callback):
@@ -60,6 +62,7 @@ class LingBotModule(L.LightningModule):
         sampler: few-step sampler for driving.
         kv_cache: window and sink, for driving and for training clips alike.
         conditioner_cache: policy `step`, `denoise` or `off`.
+        kernels: how the transformer's arithmetic is carried out.
         objective: training objective; not needed for driving.
         optimizer: parameters -> optimizer; not needed for driving.
         scheduler: optimizer -> learning-rate scheduler, stepped every training step.
@@ -80,6 +83,7 @@ class LingBotModule(L.LightningModule):
         sampler: FewStepSampler,
         kv_cache: KVCacheConfig,
         conditioner_cache: str = "step",
+        kernels: Kernels = REFERENCE,
         objective: FlowMatching | None = None,
         optimizer: Callable[[Iterable[nn.Parameter]], Optimizer] | None = None,
         scheduler: Callable[[Optimizer], Any] | None = None,
@@ -89,6 +93,8 @@ class LingBotModule(L.LightningModule):
     ) -> None:
         super().__init__()
         ConditionerCache(conditioner_cache)  # refuses an unknown policy
+        if optimizer is not None:
+            kernels.check_training()
         self.camera = camera()
         kv_cache.check_chunk(self.camera.frames_per_chunk)
         if self.camera.channels != model.control_channels:
@@ -98,6 +104,7 @@ class LingBotModule(L.LightningModule):
             )
         self.config, self.sampler, self.objective = model, sampler, objective
         self.kv_cache, self.conditioner_cache = kv_cache, conditioner_cache
+        self.kernels = kernels
         self.grid: Grid = model.grid(
             self.camera.frames_per_chunk, self.camera.height // 8, self.camera.width // 8
         )
@@ -159,6 +166,7 @@ class LingBotModule(L.LightningModule):
         """A session of its own over this module's weights, at its first step."""
         self.configure_model()
         assert self.transformer is not None
+        self.kernels.prepare(self.transformer)
         model = CachedTransformer(
             self.transformer, self.kv_cache, self.grid, self.exchange(), self.conditioner_cache
         )
@@ -197,6 +205,10 @@ class LingBotModule(L.LightningModule):
         return [CloseSessionOnFailure()]
 
     # ---- training -----------------------------------------------------------------------------
+
+    def on_fit_start(self) -> None:
+        assert self.transformer is not None
+        self.kernels.prepare(self.transformer)
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """Batch of clips (see `lingbot.data.blockworld_clips`) -> loss."""

@@ -36,7 +36,7 @@ class Block(CameraConditioner):
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.ffn[0].weight.dtype  # type: ignore[return-value]
+        return self.cam_scale_layer.weight.dtype  # other linears may be in fp8
 
     def forward(
         self,

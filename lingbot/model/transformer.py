@@ -131,6 +131,7 @@ class CausalLingBotTransformer(nn.Module):
         )
         self.head = Head(c.dim, c.out_channels * patch, c.eps)
         self.rope = RopeTables(c.head_dim)
+        self.kernels: object | None = None  # what `lingbot.model.kernels` has prepared it for
 
     @property
     def dtype(self) -> torch.dtype:

@@ -1,0 +1,131 @@
+"""How the transformer's arithmetic is carried out; what it computes stays the same.
+
+The forward in `transformer.py` and `block.py` is the reference. A `Kernels` changes how its parts
+run: compiled into fused kernels, q, k and v out of one matmul, linears in fp8. It is applied to a
+transformer that is on its device already, and each choice is tested against the reference.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import torch
+from torch import nn
+
+from lingbot.model.block import Block
+from lingbot.model.fp8 import Fp8Linear
+from lingbot.model.transformer import CausalLingBotTransformer
+
+log = logging.getLogger(__name__)
+
+Parts = Literal["eager", "compiled"]
+Linears = Literal["exact", "fp8"]
+COMPILED = ("before_attention", "before_store", "after_attention", "feed_forward", "scale_shift")
+IN_FP8 = ("self_attn", "cross_attn", "ffn")
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """The choice of kernels.
+
+    Args:
+        name: what the log calls it.
+        parts: the parts of a block `eager`, one kernel an operation, or `compiled` by
+            `torch.compile`, once for all blocks.
+        pack_qkv: q, k and v of self-attention out of one matmul; driving only.
+        linears: the blocks' linears `exact`, in the weights' own precision, or `fp8`; driving only.
+
+    Raises:
+        ValueError: for an unknown choice.
+    """
+
+    name: str = "reference"
+    parts: str = "eager"
+    pack_qkv: bool = False
+    linears: str = "exact"
+
+    def __post_init__(self) -> None:
+        for option, value, known in (
+            ("parts", self.parts, get_args(Parts)),
+            ("linears", self.linears, get_args(Linears)),
+        ):
+            if value not in known:
+                raise ValueError(f"kernels.{option}={value!r}: choose one of {known}")
+
+    def check_training(self) -> None:
+        """Raises ValueError for kernels that weights cannot be trained through."""
+        if self.pack_qkv or self.linears != "exact":
+            raise ValueError(
+                f"kernels={self.name} (pack_qkv={self.pack_qkv}, linears={self.linears}) is for "
+                "driving: train with kernels=reference or kernels=compiled"
+            )
+
+    def prepare(self, transformer: CausalLingBotTransformer) -> None:
+        """Makes a transformer, where it is, run by these kernels; once is enough.
+
+        Raises:
+            RuntimeError: when it has been prepared for other kernels: build it anew.
+        """
+        before = transformer.kernels
+        if before == self:
+            return
+        if isinstance(before, Kernels):
+            raise RuntimeError(
+                f"the transformer runs by kernels={before.name} and cannot change to "
+                f"{self.name}: build another"
+            )
+        for block in transformer.blocks:
+            assert isinstance(block, Block)
+            if self.pack_qkv:
+                pack_qkv(block)
+            if self.linears == "fp8":
+                linears_to_fp8(block)
+            if self.parts == "compiled":
+                compile_parts(block)
+        transformer.kernels = self
+        log.info(
+            "Kernels %s: parts %s, q, k, v %s, linears %s.",
+            self.name, self.parts, "packed" if self.pack_qkv else "apart", self.linears,
+        )  # fmt: skip
+
+
+@torch.no_grad()
+def pack_qkv(block: Block) -> None:
+    """One matmul for q, k and v; the three layers become views of its weights."""
+    attention = block.self_attn
+    apart = (attention.q, attention.k, attention.v)
+    dim = attention.q.in_features
+    packed = nn.Linear(dim, 3 * dim, device="meta", dtype=attention.q.weight.dtype)
+    packed.weight = nn.Parameter(torch.cat([layer.weight for layer in apart]), requires_grad=False)
+    packed.bias = nn.Parameter(torch.cat([layer.bias for layer in apart]), requires_grad=False)
+    for layer, weight, bias in zip(
+        apart, packed.weight.chunk(3), packed.bias.chunk(3), strict=True
+    ):
+        layer.weight.data, layer.bias.data = weight, bias
+    object.__setattr__(attention, "packed", packed)  # not a submodule: its weights have names
+
+
+def linears_to_fp8(block: Block) -> None:
+    """Every linear of attention and feed-forward in fp8; the camera's run once a step as they are.
+
+    A packed q, k, v is quantised whole; k and v stay as they are beside it for context updates.
+    """
+    attention = block.self_attn
+    if attention.packed is not None:
+        assert isinstance(attention.packed, nn.Linear)
+        object.__setattr__(attention, "packed", Fp8Linear(attention.packed))
+    for name in IN_FP8:
+        part = getattr(block, name)
+        for child, layer in list(part.named_children()):
+            shared = part is attention and attention.packed is not None and child in "qkv"
+            if isinstance(layer, nn.Linear) and not shared:
+                setattr(part, child, Fp8Linear(layer))
+
+
+def compile_parts(block: Block, compiler: Callable[..., Any] = torch.compile) -> None:
+    """Compile the block's parts; all blocks share the code, so it is compiled once."""
+    for name in COMPILED:
+        object.__setattr__(block, name, compiler(getattr(block, name), dynamic=False))

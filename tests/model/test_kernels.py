@@ -1,0 +1,156 @@
+"""Every choice of kernels computes what the reference forward does."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lingbot.diffusion import FlowMatching, FlowSchedule
+from lingbot.model import (
+    CausalLingBotTransformer,
+    KVCacheConfig,
+    LocalExchange,
+    TransformerConfig,
+)
+from lingbot.model.fp8 import Fp8Linear, quantise_rows, scaled_matmul
+from lingbot.model.kernels import COMPILED, Kernels, compile_parts
+from tests.model.worlds import SMALL, cached, chunk_inputs, small_transformer
+
+WINDOW = KVCacheConfig(window=6, sink=2)
+
+
+def drive(transformer: CausalLingBotTransformer, chunks: int = 3) -> Tensor:
+    """Flows of two passes a chunk, with context updates between."""
+    model = cached(transformer, WINDOW)
+    latents, condition, controls = chunk_inputs(SMALL, chunks)
+    flows = []
+    with torch.no_grad():
+        for frame in range(0, 3 * chunks, 3):
+            part = slice(frame, frame + 3)
+            model.begin_chunk(controls[:, :, part], condition[:, :, part], frame)
+            flows += [model.predict(latents[:, :, part], t) for t in (999.0, 700.0)]
+            model.update_context(latents[:, :, part])
+    return torch.cat(flows)
+
+
+def prepared(kernels: Kernels) -> CausalLingBotTransformer:
+    transformer = small_transformer()
+    kernels.prepare(transformer)
+    return transformer
+
+
+def test_packed_qkv_changes_nothing_and_keeps_the_public_names():
+    transformer = prepared(Kernels("packed", pack_qkv=True))
+    torch.testing.assert_close(drive(transformer), drive(small_transformer()), rtol=0, atol=1e-6)
+    before, after = small_transformer().state_dict(), transformer.state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    attention = transformer.blocks[0].self_attn
+    storages = {layer.weight.untyped_storage().data_ptr() for layer in (attention.q, attention.v)}
+    assert storages == {attention.packed.weight.untyped_storage().data_ptr()}
+
+
+def test_compiled_parts_drive_as_the_reference_does():
+    transformer = prepared(Kernels("fast", parts="compiled", pack_qkv=True))
+    torch.testing.assert_close(drive(transformer), drive(small_transformer()), rtol=0, atol=2e-6)
+
+
+def losses(transformer: CausalLingBotTransformer) -> Tensor:
+    latents, condition, controls = chunk_inputs(SMALL, chunks=2)
+    objective = FlowMatching(FlowSchedule(5.0), history_noise=0.2, resampled_history=1.0)
+    return objective(
+        transformer, latents, condition, controls, torch.linspace(-1, 1, 5 * 16).view(1, 5, 16),
+        cache=WINDOW, exchange=LocalExchange(SMALL.num_heads),
+        generator=torch.Generator().manual_seed(0),
+    )["loss"]  # fmt: skip
+
+
+def test_training_through_compiled_parts_has_the_same_loss_and_gradients():
+    reference, compiled = (small_transformer().requires_grad_(True) for _ in range(2))
+    torch._dynamo.reset()
+    for block in compiled.blocks:
+        compile_parts(block, partial(torch.compile, backend="aot_eager"))
+    results = [losses(transformer) for transformer in (reference, compiled)]
+    torch.testing.assert_close(results[1], results[0], rtol=0, atol=1e-5)
+    for result in results:
+        result.backward()
+    for (name, mine), (_, theirs) in zip(
+        compiled.named_parameters(), reference.named_parameters(), strict=True
+    ):
+        assert mine.grad is not None, name
+        torch.testing.assert_close(mine.grad, theirs.grad, rtol=1e-4, atol=1e-5, msg=name)
+
+
+def test_all_blocks_share_one_compilation_of_each_part():
+    compilations = []
+
+    def backend(graph, inputs):
+        compilations.append(graph)
+        return graph.forward
+
+    torch._dynamo.reset()
+    transformer = small_transformer()
+    for block in transformer.blocks:
+        compile_parts(block, partial(torch.compile, backend=backend, fullgraph=True))
+    drive(transformer)
+    assert len(compilations) == len(COMPILED)
+
+
+def test_rows_in_fp8_are_within_half_a_step_of_their_scale():
+    x = torch.randn(64, 96) * torch.logspace(-3, 3, 64)[:, None]
+    rows, scale = quantise_rows(x)
+    assert rows.dtype == torch.float8_e4m3fn
+    error = (rows.float() * scale - x).abs()
+    assert (error <= x.abs() / 16 + scale / 512).all()  # 3 bits of mantissa
+
+
+def test_an_fp8_linear_is_a_linear_up_to_its_rounding():
+    torch.manual_seed(0)
+    linear = nn.Linear(256, 128)
+    x = torch.randn(2, 3, 256)
+    exact, rough = linear(x), Fp8Linear(linear)(x)
+    assert rough.shape == exact.shape
+    relative = (rough - exact).norm() / exact.norm()
+    assert 1e-3 < relative < 0.05
+    rows, scale = quantise_rows(x.flatten(0, -2))
+    weight, weight_scale = quantise_rows(linear.weight)
+    again = scaled_matmul(rows, weight, scale, weight_scale.T) + linear.bias
+    torch.testing.assert_close(rough.flatten(0, -2), again)
+
+
+def test_fp8_drives_stay_near_the_reference():
+    config = TransformerConfig(
+        dim=96, ffn_dim=128, num_heads=4, num_layers=2, text_dim=16, text_len=8, freq_dim=32
+    )
+    exact, rough = (small_transformer(config) for _ in range(2))
+    Kernels("fp8", pack_qkv=True, linears="fp8").prepare(rough)
+    kinds = [type(layer) for name, layer in rough.blocks[0].named_modules() if "ffn." in name]
+    assert kinds.count(Fp8Linear) == 2
+    reference, flows = drive(exact), drive(rough)
+    relative = (flows - reference).norm() / reference.norm()
+    assert 0 < relative < 0.1
+
+
+def test_sides_that_fp8_cannot_take_are_refused():
+    with pytest.raises(ValueError, match="72 x 64 cannot run in fp8"):
+        Fp8Linear(nn.Linear(72, 64))
+
+
+def test_unknown_choices_and_training_through_driving_kernels_are_refused():
+    with pytest.raises(ValueError, match=r"kernels.parts='fast'"):
+        Kernels(parts="fast")
+    with pytest.raises(ValueError, match="choose one of"):
+        Kernels(linears="int8")
+    with pytest.raises(ValueError, match="train with kernels=reference"):
+        Kernels("fp8", linears="fp8").check_training()
+    Kernels("compiled", parts="compiled").check_training()
+
+
+def test_a_transformer_prepared_once_does_not_change_its_kernels():
+    transformer = prepared(Kernels("packed", pack_qkv=True))
+    Kernels("packed", pack_qkv=True).prepare(transformer)
+    with pytest.raises(RuntimeError, match="build another"):
+        Kernels().prepare(transformer)
