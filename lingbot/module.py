@@ -212,7 +212,9 @@ class LingBotModule(L.LightningModule):
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """Batch of clips (see `lingbot.data.blockworld_clips`) -> loss."""
-        losses = self._losses(batch, self._generator(self.global_step, batch_idx))
+        assert self.objective is not None
+        resample = self.objective.resamples(self.global_step)
+        losses = self._losses(batch, self._generator(self.global_step, batch_idx), resample)
         self.log("train/loss", losses["loss"], prog_bar=True)
         self.log("train/clean_error", losses["clean_error"])
         return losses["loss"]
@@ -257,7 +259,9 @@ class LingBotModule(L.LightningModule):
             else:
                 yield Controls(poses=poses[begin:end])
 
-    def _losses(self, batch: dict[str, Any], generator: torch.Generator) -> dict[str, Tensor]:
+    def _losses(
+        self, batch: dict[str, Any], generator: torch.Generator, resample: bool = False
+    ) -> dict[str, Tensor]:
         assert self.objective is not None
         assert self.transformer is not None
         clean = batch["latents"]
@@ -273,6 +277,7 @@ class LingBotModule(L.LightningModule):
             cache=self.kv_cache,
             exchange=self.exchange(),
             generator=generator,
+            resample=resample,
         )
 
     def _clip_controls(self, batch: dict[str, Any], clean: Tensor) -> Tensor:

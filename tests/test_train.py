@@ -15,9 +15,8 @@ from tests.commands import TINY_DRIVE, TINY_TRAINING, composed
 
 
 def test_a_trained_world_is_measured_saved_resumed_and_driven(tmp_path):
-    cfg = composed(
-        "train", [*TINY_TRAINING, "experiment=blockworld_world", *TINY_TRAINING], tmp_path
-    )
+    world = ["experiment=blockworld_world", *TINY_TRAINING]
+    cfg = composed("train", world, tmp_path)
     metrics = train(cfg)
     assert {"train/loss", "val/loss"} <= set(metrics)
     assert all(math.isfinite(value) for value in metrics.values())
@@ -26,12 +25,12 @@ def test_a_trained_world_is_measured_saved_resumed_and_driven(tmp_path):
 
     resumed = [f"ckpt_path='{folder}/checkpoints/last.ckpt'", "trainer.max_steps=3"]
     onward = ["trainer.val_check_interval=1", "logger=none", "callbacks=none"]
-    cfg = composed("train", [*TINY_TRAINING, *resumed, *onward], tmp_path / "resumed")
+    cfg = composed("train", [*world, *resumed, *onward], tmp_path / "resumed")
     assert math.isfinite(train(cfg)["train/loss"])
 
-    world = [f"weights='{folder}/world'", "codec=world", "codec.dtype=float32", "num_steps=1"]
+    made = [f"weights='{folder}/world'", "codec=world", "codec.dtype=float32", "num_steps=1"]
     tiny = [o for o in TINY_DRIVE if not o.startswith(("codec", "weights"))]
-    assert generate(composed("generate", [*tiny, *world], tmp_path))["frames"] == 9
+    assert generate(composed("generate", [*tiny, *made], tmp_path))["frames"] == 9
 
 
 def test_a_trained_codec_is_saved(tmp_path):

@@ -13,7 +13,7 @@ import logging
 import os
 import time
 from collections.abc import Iterator
-from itertools import count, islice
+from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -30,6 +30,7 @@ log = logging.getLogger(__name__)
 
 VERSION = "1"  # raise it when frames of the same seed change
 PART = 32  # clips in one part of an unfinished cache
+LARGEST = 100.0  # deviations that a normalised latent stays within
 
 
 class Encoder(Protocol):
@@ -117,34 +118,47 @@ def build_latents(
 
     Raises:
         ValueError: the file, or a part of it, holds other clips or another codec's latents.
+        FloatingPointError: the codec makes latents that nothing could be trained on.
     """
     path, key = Path(path), describe(clips, codec)
-    if path.is_file():
-        return BlockWorldLatents(path, expected=key)
+    if not path.is_file():
+        encode_parts(path, clips, codec, batch_size, num_workers)
+        merge(path, part_names(path, clips), key)
+    return BlockWorldLatents(path, expected=key)
+
+
+def part_names(path: Path, clips: BlockWorldClips) -> list[Path]:
+    """Files of an unfinished cache, in the order of the clips."""
     parts = path.with_name(path.name + ".parts")
-    parts.mkdir(parents=True, exist_ok=True)
-    names = [parts / f"{i:05d}.safetensors" for i in range(-(-len(clips) // PART))]
-    done = [name for name in names if name.is_file()]
+    return [parts / f"{i:05d}.safetensors" for i in range(-(-len(clips) // PART))]
+
+
+def encode_parts(
+    path: Path,
+    clips: BlockWorldClips,
+    codec: Encoder,
+    batch_size: int,
+    num_workers: int,
+    rank: int = 0,
+    ranks: int = 1,
+) -> None:
+    """Encode those parts of a cache that are not there yet and fall to this rank, see `merge`."""
+    key, names = describe(clips, codec), part_names(path, clips)
+    names[0].parent.mkdir(parents=True, exist_ok=True)
+    done = {name for name in names if name.is_file()}
     for name in done:
         with safe_open(name, framework="pt") as file:
             check_same(name, json.loads(file.metadata()["key"]), key)
-    todo = [i for i in range(len(clips)) if names[i // PART] not in done]
+    mine = [i for i, name in enumerate(names) if i % ranks == rank and name not in done]
+    todo = [j for i in mine for j in range(i * PART, min((i + 1) * PART, len(clips)))]
     started = time.monotonic()
     items = encode_clips(clips, todo, codec, batch_size, num_workers)
-    for n in count(1):
-        part = list(islice(items, PART))
-        if not part:
-            break
-        name = names[todo[(n - 1) * PART] // PART]
-        write(name, part, key)
-        clips_done = min(n * PART, len(todo))
+    for n, i in enumerate(mine, start=1):
+        write(names[i], list(islice(items, min(PART, len(clips) - i * PART))), key)
         log.info(
-            "%s: %d of %d clips encoded, %.2f clips/s",
-            path.name, len(clips) - len(todo) + clips_done, len(clips),
-            clips_done / (time.monotonic() - started),
+            "%s: part %d of %d encoded, %.2f clips/s",
+            path.name, n, len(mine), min(n * PART, len(todo)) / (time.monotonic() - started),
         )  # fmt: skip
-    merge(path, names, key)
-    return BlockWorldLatents(path)
 
 
 @torch.inference_mode()
@@ -160,7 +174,9 @@ def encode_clips(
         device = next((p.device for p in codec.parameters()), device)
     for batch in loader:
         frames = rearrange(batch["frames"], "b t h w c -> b c t h w").to(device)
-        latents = codec.encode(frames.float() / 127.5 - 1).to("cpu", torch.float16)
+        latents = codec.encode(frames.float() / 127.5 - 1).float().cpu()
+        check_latents(latents, batch["seed"])
+        latents = latents.to(torch.float16)
         for i, prompt in enumerate(batch["prompt"]):
             yield {
                 "latents": latents[i],
@@ -170,6 +186,18 @@ def encode_clips(
                 "prompt": prompt,
                 "actions": list(batch["actions"][i]),
             }
+
+
+def check_latents(latents: Tensor, seeds: list[int]) -> None:
+    """Raise FloatingPointError for latents [B, channels, F, h, w] far from normalised ones."""
+    largest = latents.abs().flatten(1).amax(dim=1)
+    wrong = ~(largest <= LARGEST)  # NaN too
+    if wrong.any():
+        seed, value = seeds[int(wrong.nonzero()[0])], float(largest[wrong][0])
+        raise FloatingPointError(
+            f"the codec makes latents up to {value:.3g} of clip {seed}, normalised ones stay below "
+            f"{LARGEST:g}: try codec.dtype=float32, or codec.memory_format=contiguous"
+        )
 
 
 def describe(clips: BlockWorldClips, codec: Encoder) -> dict[str, str]:

@@ -18,7 +18,14 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from lingbot.data.blockworld_clips import BlockWorldClips, Split, collate_clips
-from lingbot.data.blockworld_latents import BlockWorldLatents, Encoder, build_latents, describe
+from lingbot.data.blockworld_latents import (
+    BlockWorldLatents,
+    Encoder,
+    describe,
+    encode_parts,
+    merge,
+    part_names,
+)
 
 log = logging.getLogger(__name__)
 
@@ -78,8 +85,9 @@ class BlockWorldDataModule(L.LightningDataModule):
         self.content, self.codec, self.latent_frames = content, codec, latent_frames
         self.cache_dir = None if cache_dir is None else Path(cache_dir)
         self.batch_sizes = {"train": batch_size, "val": val_batch_size}
+        self._any_gpu = device == "auto" and torch.cuda.is_available()
         self.device = torch.device(
-            ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+            "cuda" if self._any_gpu else "cpu" if device == "auto" else device
         )
         self.encode_batch_size, self.num_workers = encode_batch_size, num_workers
         self.clips = {
@@ -88,30 +96,41 @@ class BlockWorldDataModule(L.LightningDataModule):
         }
         self.datasets: dict[str, Dataset[dict[str, Any]]] = {}
 
-    def prepare_data(self) -> None:
-        """Encode what is not in the cache yet; Lightning calls this on one process a node."""
-        if self.content == "frames":
-            return
-        assert self.codec is not None
-        for split, clips in self.clips.items():
-            path = self.cache_path(split)
-            if path.is_file():
-                continue
-            log.info("encoding %d clips of %s on %s", len(clips), path.name, self.device)
-            rendered = clips if self.num_workers else clips.on(self.device)
-            codec = self.codec.to(self.device) if isinstance(self.codec, nn.Module) else self.codec
-            build_latents(path, rendered, codec, self.encode_batch_size, self.num_workers)
-        if isinstance(self.codec, nn.Module):
-            self.codec.to("cpu")
-
     def setup(self, stage: str | None = None) -> None:
-        """Open the clips of both splits."""
+        """Encode what is not in the cache yet, the processes of a node together; open the clips."""
         for split, clips in self.clips.items():
             if self.content == "frames":
                 self.datasets[split] = clips
             else:
+                self._encode(split, clips)
                 path = self.cache_path(split)
                 self.datasets[split] = BlockWorldLatents(path, self.latent_frames)
+        if isinstance(self.codec, nn.Module):
+            self.codec.to("cpu")
+
+    def _encode(self, split: str, clips: BlockWorldClips) -> None:
+        """Parts of the cache on every process, put together by the node's first."""
+        assert self.codec is not None
+        path, trainer = self.cache_path(split), self.trainer
+        rank, ranks = (trainer.local_rank, trainer.num_devices) if trainer else (0, 1)
+        missing = not path.is_file()
+        if trainer:
+            trainer.strategy.barrier()  # nobody looks for the file after somebody has made it
+        if not missing:
+            return
+        device = trainer.strategy.root_device if trainer and self._any_gpu else self.device
+        if rank == 0:
+            log.info("encoding %d clips of %s on %s", len(clips), path.name, device)
+        rendered = clips if self.num_workers else clips.on(device)
+        codec = self.codec.to(device) if isinstance(self.codec, nn.Module) else self.codec
+        settings = (self.encode_batch_size, self.num_workers)
+        encode_parts(path, rendered, codec, *settings, rank, ranks)
+        if trainer:
+            trainer.strategy.barrier()
+        if rank == 0:
+            merge(path, part_names(path, clips), describe(clips, codec))
+        if trainer:
+            trainer.strategy.barrier()
 
     def cache_path(self, split: Split | str) -> Path:
         """The file of a split's latents: its name changes with whatever changes the latents."""

@@ -69,8 +69,8 @@ class FlowMatching:
         few_step_fraction: share of chunks trained at those rungs; the others draw any level.
         history_noise: the clean history is noised to a level drawn from [0, history_noise], so
             that the model learns to live with its own small errors.
-        resampled_history: share of batches whose history is the model's own estimate of the clean
-            clip, made without gradient from one of the sampler's rungs.
+        resampled_history: share of training steps whose history is the model's own estimate of the
+            clean clip, made without gradient from one of the sampler's rungs; see `resamples`.
 
     Raises:
         ValueError: for fractions outside [0, 1].
@@ -108,6 +108,7 @@ class FlowMatching:
         cache: KVCacheConfig,
         exchange: Exchange,
         generator: torch.Generator,
+        resample: bool = False,
     ) -> dict[str, Tensor]:
         """Losses of one batch.
 
@@ -119,6 +120,7 @@ class FlowMatching:
             cache: window and sink the clip is trained for.
             exchange: the identity or the sequence group's; its chunk is one of these chunks.
             generator: CPU generator, alike on all ranks of a sequence group.
+            resample: whether the history is what the model makes of the clip.
 
         Returns:
             `loss` to be minimised, and `clean_error`, the mean squared error of the clean latents.
@@ -137,9 +139,7 @@ class FlowMatching:
         sigma = self._per_frame(self.schedule.sigmas[levels], clean)
         noise = normal()
         noisy = add_noise(clean, noise, sigma)
-        history = clean
-        if torch.rand((), generator=generator) < self.resampled_history:
-            history = self._resampled(clean, predict, generator, normal)
+        history = self._resampled(clean, predict, generator, normal) if resample else clean
         history = self._noised(history, chunks, generator, normal)
         flow = predict(history, noisy, levels)
         error = clean_from_flow(noisy, flow.detach(), sigma) - clean
@@ -147,6 +147,10 @@ class FlowMatching:
             "loss": (flow - (noise - clean)).square().mean(),
             "clean_error": error.square().mean(),
         }
+
+    def resamples(self, step: int) -> bool:
+        """Whether training step `step` resamples its history: evenly spread, alike on all ranks."""
+        return int((step + 1) * self.resampled_history) > int(step * self.resampled_history)
 
     def draw_levels(self, batch: int, chunks: int, generator: torch.Generator) -> Tensor:
         """Indices into the schedule [batch, chunks]."""

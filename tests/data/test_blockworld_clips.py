@@ -169,7 +169,6 @@ def test_the_data_module_gives_batches_of_latents(tmp_path: Path) -> None:
     data = BlockWorldDataModule(
         "latents", PoolingCodec(), tmp_path / "cache", batch_size=2, latent_frames=2, **sizes
     )
-    data.prepare_data()
     data.setup("fit")
     batches = list(data.train_dataloader())
     assert [b["latents"].shape for b in batches] == [(2, 16, 2, 2, 3)] * 2
@@ -183,7 +182,6 @@ def test_the_data_module_gives_batches_of_frames() -> None:
     data = BlockWorldDataModule(
         "frames", num_frames=5, train_clips=3, val_clips=1, batch_size=3, height=16, width=24
     )
-    data.prepare_data()
     data.setup("fit")
     batch = next(iter(data.train_dataloader()))
     assert batch["frames"].shape == (3, 5, 16, 24, 3)

@@ -8,11 +8,12 @@ from tests.model.worlds import SMALL, chunk_inputs, small_transformer
 TEXT = torch.linspace(-1, 1, 2 * 5 * 16).view(2, 5, 16)
 
 
-def losses(objective: FlowMatching, transformer, chunks: int = 2, seed: int = 0):
+def losses(objective: FlowMatching, transformer, chunks: int = 2, seed: int = 0, resample=False):
     latents, condition, controls = (x.repeat(2, 1, 1, 1, 1) for x in chunk_inputs(SMALL, chunks))
     return objective(
         transformer, latents, condition, controls, TEXT, cache=KVCacheConfig(),
         exchange=LocalExchange(4), generator=torch.Generator().manual_seed(seed),
+        resample=resample,
     )  # fmt: skip
 
 
@@ -71,7 +72,7 @@ def test_noise_on_the_history_changes_later_chunks_only():
 def test_a_resampled_history_is_made_by_the_model_and_carries_no_gradient():
     transformer = small_transformer().requires_grad_(True)
     seen = HistoryRecorder(transformer)
-    result = losses(FlowMatching(FlowSchedule(5.0), resampled_history=1.0), seen)
+    result = losses(FlowMatching(FlowSchedule(5.0)), seen, resample=True)
     truth = chunk_inputs(SMALL, 2)[0]
     first, second = seen.histories
     assert torch.equal(first[:1], truth)  # the clip is made from its own clean history
@@ -79,6 +80,14 @@ def test_a_resampled_history_is_made_by_the_model_and_carries_no_gradient():
     assert not second.requires_grad
     result["loss"].backward()
     assert all(p.grad is not None for p in transformer.parameters())
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.5, 1.0])
+def test_the_asked_share_of_steps_resamples_its_history_evenly(share):
+    objective = FlowMatching(FlowSchedule(5.0), resampled_history=share)
+    chosen = [objective.resamples(step) for step in range(1000)]
+    assert sum(chosen) == pytest.approx(1000 * share, abs=1)
+    assert sum(chosen[:20]) == pytest.approx(20 * share, abs=1)
 
 
 class HistoryRecorder:

@@ -60,11 +60,11 @@ def test_compiled_parts_drive_as_the_reference_does():
 
 def losses(transformer: CausalLingBotTransformer) -> Tensor:
     latents, condition, controls = chunk_inputs(SMALL, chunks=2)
-    objective = FlowMatching(FlowSchedule(5.0), history_noise=0.2, resampled_history=1.0)
+    objective = FlowMatching(FlowSchedule(5.0), history_noise=0.2)
     return objective(
         transformer, latents, condition, controls, torch.linspace(-1, 1, 5 * 16).view(1, 5, 16),
         cache=WINDOW, exchange=LocalExchange(SMALL.num_heads),
-        generator=torch.Generator().manual_seed(0),
+        generator=torch.Generator().manual_seed(0), resample=True,
     )["loss"]  # fmt: skip
 
 
