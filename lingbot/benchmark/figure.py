@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 
 import numpy as np
@@ -35,7 +36,8 @@ def draw_results(among: Sequence[Result], title: str) -> Figure:
     axes.set_xlim(-1.2, len(among) + 0.2)
     axes.set_ylim(0, 1.2 * max(*floors, *(report.total_ms for report in reports)))
     legend(axes)
-    figure.suptitle(title, x=0.012, ha="left", color=INK, fontsize=12)
+    lines = textwrap.fill(title, int(9 * figure.get_figwidth()), subsequent_indent="  ")
+    figure.suptitle(lines, x=0.012, ha="left", color=INK, fontsize=12)
     return figure
 
 
