@@ -43,6 +43,8 @@ def test_every_setting_is_composed_anew_from_the_command_line():
 def test_any_option_can_be_compared():
     settings, _ = settings_of("compare=decode:[true,false]")
     assert [s.decode for s in settings] == [True, False]
+    settings, _ = settings_of("compare=kernels:[reference,fast]")
+    assert [s.module["kernels"]["name"] for s in settings] == ["reference", "fast"]
     settings, _ = settings_of("compare=dtype:[float32,bfloat16]")
     assert [s.dtype for s in settings] == ["float32", "bfloat16"]
 
