@@ -10,6 +10,7 @@ import logging
 import os
 import re
 from collections.abc import Sequence
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
@@ -49,7 +50,7 @@ def bench_and_tell(cfg: DictConfig) -> None:
     among = bench(cfg)
     console = Console()
     if not console.is_terminal:  # a file has room
-        console = Console(width=max(120, 40 + 30 * len(among)))
+        console = Console(width=max(150, 40 + 30 * len(among)))
     for table in (results_table(among), differences_table(among)):
         if table is not None:
             console.print(table)
@@ -89,6 +90,7 @@ def bench(cfg: DictConfig, overrides: Sequence[str] | None = None) -> list[Resul
             "command": command,
             "environment": environment(),
             "configuration": OmegaConf.to_container(cfg, resolve=True),
+            "compared": [asdict(setting) for setting in settings],
         }
         write_json(folder / JSON, circumstances, among)
         draw_results(among, command).savefig(folder / PICTURE)

@@ -51,6 +51,8 @@ def test_settings_and_ranks_come_in_one_report_with_every_step_in_it(tmp_path):
     assert report["command"].startswith("lingbot-bench ")
     assert report["environment"]["versions"]["torch"] == torch.__version__
     assert {"cpu", "driver", "cuda", "date"} <= set(report["environment"])
+    policies = [setting["module"]["conditioner_cache"] for setting in report["compared"]]
+    assert policies == ["step", "off"]
     alone, off_alone, together, _ = report["settings"]
     for setting in report["settings"]:
         summary = setting["summary"]
