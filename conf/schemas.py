@@ -84,6 +84,16 @@ class UMT5Text:
 
 
 @dataclass
+class RandomText:
+    """Encodings that stand for any prompt, for measuring."""
+
+    _target_: str = "lingbot.benchmark.inputs.RandomTextEncoder"
+    _partial_: bool = True
+    text_dim: int = MISSING
+    text_len: int = MISSING
+
+
+@dataclass
 class Camera:
     """Keys or poses to rays."""
 
@@ -240,6 +250,24 @@ class Evaluate(World):
 
 
 @dataclass
+class Bench(World):
+    """Options of lingbot-bench."""
+
+    strategy: Any = MISSING
+    logger: Any = MISSING
+    ranks: Any = MISSING  # a number, a list of them, or auto
+    compare: str | None = None
+    decode: bool = MISSING
+    sessions: int = MISSING
+    warmup_steps: int = MISSING
+    steps: int = MISSING
+    device: str = MISSING
+    dtype: str = MISSING
+    threads: int | None = None
+    timeout_s: float = MISSING
+
+
+@dataclass
 class Train(Run):
     """Options of lingbot-train."""
 
@@ -255,7 +283,7 @@ class Train(Run):
 GROUPS: dict[str, dict[str, type]] = {
     "model": {"schema": Model},
     "codec": {"schema_trained": TrainedCodec, "schema_new": NewCodec},
-    "text": {"schema_bytes": ByteText, "schema_umt5": UMT5Text},
+    "text": {"schema_bytes": ByteText, "schema_umt5": UMT5Text, "schema_random": RandomText},
     "camera": {"schema": Camera},
     "sampler": {"schema": Sampler},
     "kv_cache": {"schema": KVCache},
@@ -273,6 +301,7 @@ def register_schemas() -> None:
     store.store(name="generate_schema", node=Generate)
     store.store(name="train_schema", node=Train)
     store.store(name="evaluate_schema", node=Evaluate)
+    store.store(name="bench_schema", node=Bench)
     for group, schemas in GROUPS.items():
         for name, node in schemas.items():
             store.store(group=group, name=name, node=node)

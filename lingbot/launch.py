@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import hydra
+from hydra import compose, initialize_config_module
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.types import Quote, QuotedString
@@ -32,7 +33,7 @@ log = logging.getLogger(__name__)
 
 # Written by people, so commas, spaces and colons in them must not be read as Hydra's grammar.
 FREE_TEXT = re.compile(
-    r"(actions|prompt|image|folder|weights|ckpt_path|export_dir|codec\.folder|paths\.\w+)=(.+)",
+    r"(actions|compare|prompt|image|folder|weights|ckpt_path|export_dir|codec\.folder|paths\.\w+)=(.+)",
     re.DOTALL,
 )
 REFUSALS = (ValueError, OSError, OmegaConfBaseException, MisconfigurationException)
@@ -86,6 +87,18 @@ def run_command(task: Callable[[DictConfig], Any], name: str) -> None:
         raise SystemExit(2 if end.code == 1 and not began else end.code) from end
     finally:
         GlobalHydra.instance().clear()
+
+
+def compose_command(name: str, overrides: Sequence[str] = ()) -> DictConfig:
+    """The configuration of `lingbot-NAME`; a Hydra that is at work already goes on after."""
+    outer = GlobalHydra.instance().hydra
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_module("lingbot.conf", version_base="1.3"):
+            return compose(name, list(overrides))
+    finally:
+        if outer is not None:
+            GlobalHydra.instance().initialize(outer)
 
 
 def run_folder(cfg: DictConfig) -> Path:

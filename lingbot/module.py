@@ -161,19 +161,33 @@ class LingBotModule(L.LightningModule):
         self._world = (self._read(image), prompt, seed)
 
     def new_session(
-        self, image: Tensor | str | Path, prompt: str, seed: int = 0
+        self,
+        image: Tensor | str | Path,
+        prompt: str,
+        seed: int = 0,
+        exchange: Exchange | None = None,
+        communication: CommunicationLog | None = None,
     ) -> RealtimeSession:
-        """A session of its own over this module's weights, at its first step."""
+        """A session of its own over this module's weights, at its first step.
+
+        Args:
+            image: first frame, uint8 [H, W, 3] or the path of an image file.
+            prompt: what the world is.
+            seed: of the session's noise.
+            exchange: for ranks that no Trainer made; None takes the strategy's.
+            communication: the log of that exchange.
+        """
         self.configure_model()
         assert self.transformer is not None
         self.kernels.prepare(self.transformer)
+        if exchange is None:
+            exchange, communication = self.exchange(), self.communication
         model = CachedTransformer(
-            self.transformer, self.kv_cache, self.grid, self.exchange(), self.conditioner_cache
+            self.transformer, self.kv_cache, self.grid, exchange, self.conditioner_cache
         )
         session = RealtimeSession(
-            model, self.codec, self.text_encoder, self._make_camera(), self.sampler,
-            self.communication,
-        )  # fmt: skip
+            model, self.codec, self.text_encoder, self._make_camera(), self.sampler, communication
+        )
         session.reset(self._read(image), prompt, seed)
         return session
 

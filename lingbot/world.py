@@ -15,14 +15,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from hydra import compose, initialize_config_module
-from hydra.core.global_hydra import GlobalHydra
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from lingbot.codec.text import UMT5TextEncoder
 from lingbot.conf.resolvers import shipped_world
-from lingbot.launch import refusing
+from lingbot.launch import compose_command, refusing
 from lingbot.model.checkpoint import TEXT_ENCODER, TRANSFORMER, save_weights
 from lingbot.module import FROZEN, LingBotModule
 
@@ -118,14 +116,7 @@ def save_world(module: LingBotModule, folder: str | Path) -> None:
 
 def compose_world(overrides: Sequence[str] = ()) -> DictConfig:
     """The configuration of `lingbot-generate`; a Hydra that is at work already goes on after."""
-    outer = GlobalHydra.instance().hydra
-    GlobalHydra.instance().clear()
-    try:
-        with initialize_config_module("lingbot.conf", version_base="1.3"):
-            return compose("generate", list(overrides))
-    finally:
-        if outer is not None:
-            GlobalHydra.instance().initialize(outer)
+    return compose_command("generate", overrides)
 
 
 def _overrides(world: str | Path) -> list[str]:

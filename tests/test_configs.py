@@ -27,7 +27,7 @@ CONF = REPOSITORY / "conf"
 CHOICES = sorted(
     (path.parent.name, path.stem) for path in CONF.glob("*/*.yaml") if path.parent.name != "hydra"
 )
-COMMANDS = ("evaluate", "generate", "train")
+COMMANDS = ("bench", "evaluate", "generate", "train")
 OF_TRAINING = ("objective", "optimizer", "scheduler", "data")
 # what a choice stands on: a codec to train, weights to load
 NEEDS = {
@@ -46,9 +46,9 @@ NEEDS = {
 def command_of(group: str, name: str) -> str:
     """The command a choice is for: experiments and debug settings say so in their first lines."""
     if group in ("experiment", "debug"):
-        training = "lingbot-train" in (CONF / group / f"{name}.yaml").read_text()
-    else:
-        training = group in OF_TRAINING or name.startswith("train") or name.endswith("_training")
+        text = (CONF / group / f"{name}.yaml").read_text()
+        return next((name for name in COMMANDS if f"lingbot-{name}" in text), "generate")
+    training = group in OF_TRAINING or name.startswith("train") or name.endswith("_training")
     return "train" if training else "generate"
 
 

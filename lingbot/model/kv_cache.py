@@ -136,6 +136,25 @@ class KVCache:
         slots = [self._claim_slot(first_frame + i) for i in range(self.grid.frames)]
         self._runs = list(_runs(slots))
 
+    def pretend(self, first_frame: int, generator: torch.Generator) -> None:
+        """Fills the memory as if every chunk before `first_frame` had been driven; for measuring.
+
+        Keys and values are normal random numbers: what a chunk costs then is what it costs after a
+        long drive, and what it sees is noise.
+
+        Raises:
+            ValueError: for a frame at which no chunk starts.
+        """
+        if first_frame % self.grid.frames:
+            raise ValueError(
+                f"no chunk starts at frame {first_frame}: give a multiple of {self.grid.frames}"
+            )
+        self.reset()
+        for start in range(0, first_frame, self.grid.frames):
+            self.begin_chunk(start)
+        for memory in self._memory:
+            memory.normal_(generator=generator)
+
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Stores the chunk's k, v and attends over all that is visible: [B, 1, S, h, D] each."""
         self.store(layer, k, v)

@@ -137,20 +137,24 @@ class SequenceParallelMixin(ParallelStrategy):
         self.check(tokens, heads)
         if self.sequence_size == 1:
             return LocalExchange(heads)
-        splits = even_splits(tokens, self.sequence_size)
-        exchange = SequenceExchange(
-            self.device_mesh.get_group("sequence"),
-            splits,
-            heads,
-            self.communication_log,
-            self.uniform_fast_path,
-        )
+        exchange = self.exchange_over(self.device_mesh.get_group("sequence"), tokens, heads)
+        splits = exchange.splits
         if self.is_global_zero:
             log.info(
                 "Sequence parallelism over %d ranks: %d tokens as %s, %d heads each, %s path.",
                 *(splits.ranks, splits.total, splits.sizes, exchange.local_heads, exchange.path),
             )
         return exchange
+
+    def exchange_over(self, group: dist.ProcessGroup, tokens: int, heads: int) -> SequenceExchange:
+        """The same over a group of processes that no Trainer set up."""
+        return SequenceExchange(
+            group,
+            even_splits(tokens, group.size()),
+            heads,
+            self.communication_log,
+            self.uniform_fast_path,
+        )
 
     # ---- processes and mesh -------------------------------------------------------------------
 

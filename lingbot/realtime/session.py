@@ -133,6 +133,26 @@ class RealtimeSession:
                 self.model.begin_chunk(past.controls, past.condition, past.first_frame)
                 self.model.update_context(past.clean)
 
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def pretend_history(self, step: int) -> None:
+        """Goes to realtime step `step` over a history of random keys and values; for measuring.
+
+        A long drive's step can so be timed without the drive. What is seen from there on is noise.
+
+        Raises:
+            ValueError: before the first step, which camera and decoder need, or for going back.
+        """
+        self._check_open()
+        if not 0 < self.step_index <= step:
+            raise ValueError(
+                f"cannot go from realtime step {self.step_index} to {step}: take the first step, "
+                "then go forward"
+            )
+        self.model.memory.pretend(step * self.model.grid.frames, self._generator)
+        self._past.clear()
+        self.step_index = step
+
     def close(self) -> None:
         """Ends the session; a new one begins with `reset`."""
         self._open = False

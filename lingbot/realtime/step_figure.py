@@ -20,8 +20,8 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 from lingbot.realtime.events import StepReport
 from lingbot.realtime.step_summary import mean_report, steps_across_ranks
 
-_INK = "#333a45"
-_FAINT = "#d9dde3"
+INK = "#333a45"
+FAINT = "#d9dde3"
 _CAMERA, _CONTEXT, _DECODE, _OTHER = "#e3a23b", "#3f8f88", "#8a6fb0", "#b9bfc9"
 _PASS_DARK, _PASS_LIGHT = np.array([0.16, 0.34, 0.58]), np.array([0.66, 0.79, 0.92])
 _SHARE = "#b3312c"
@@ -62,13 +62,13 @@ def draw_steps(by_rank: Sequence[Sequence[StepReport]], fps: int = 16, note: str
     if communicated:
         _draw_share(rows[0], means)
         _draw_collectives(rows[1], means, longest if several else None)
-    rows[-1].set_xlabel("realtime step", color=_INK)
+    rows[-1].set_xlabel("realtime step", color=INK)
     ticks = MaxNLocator(integer=True, nbins=16, min_n_ticks=1, steps=[1, 2, 5, 10])
     rows[-1].xaxis.set_major_locator(ticks)
     margin = max(0.6, 3 - len(steps) / 2)
     rows[-1].set_xlim(means[0].step - margin, means[-1].step + margin)
     title = " · ".join(filter(None, (_title(means, slowest, len(by_rank)), note)))
-    figure.suptitle(title, x=0.012, ha="left", color=_INK, fontsize=13)
+    figure.suptitle(title, x=0.012, ha="left", color=INK, fontsize=13)
     return figure
 
 
@@ -76,20 +76,20 @@ def _draw_time(
     axes: Axes, means: Sequence[StepReport], slowest: np.ndarray | None, fps: int
 ) -> None:
     x = np.array([report.step for report in means])
-    _stack(axes, x, _parts(means), slowest, "slowest rank")
-    _style(axes, "ms a step")
+    stack(axes, x, parts(means), slowest, "slowest rank")
+    style(axes, "ms a step")
     totals = np.array([report.total_ms for report in means])
     top = _leave_out_warmup(axes, x, totals if slowest is None else slowest)
     budget = np.array([1000.0 * report.frames / fps for report in means])
     if budget[-1] < 1.25 * top:
         edges = np.append(x - 0.5, x[-1] + 0.5)
         dashes: dict[str, Any] = {"lw": 1.1, "ls": (0, (4, 3)), "label": f"{fps} fps"}
-        axes.stairs(budget, edges, baseline=None, color=_INK, **dashes)
+        axes.stairs(budget, edges, baseline=None, color=INK, **dashes)
         axes.set_ylim(0, max(top, 1.08 * budget[-1]))
-    _legend(axes)
+    legend(axes)
 
 
-def _parts(means: Sequence[StepReport]) -> list[tuple[str, str, list[float]]]:
+def parts(means: Sequence[StepReport]) -> list[tuple[str, str, list[float]]]:
     """(label, colour, ms a step) of every part, bottom to top."""
     passes = max(len(report.pass_ms) for report in means)
     parts = [("camera", _CAMERA, [report.camera_ms for report in means])]
@@ -130,14 +130,14 @@ def _draw_collectives(axes: Axes, means: Sequence[StepReport], longest: np.ndarr
         ]
         parts.append((", ".join(key), _COLLECTIVES[n % len(_COLLECTIVES)], times))
     x = np.array([report.step for report in means])
-    _stack(axes, x, parts, longest, "most on a rank")
-    _style(axes, "communication, ms")
+    stack(axes, x, parts, longest, "most on a rank")
+    style(axes, "communication, ms")
     totals = np.array([report.communication_ms for report in means])
     _leave_out_warmup(axes, x, totals if longest is None else longest)
-    _legend(axes)
+    legend(axes)
 
 
-def _stack(
+def stack(
     axes: Axes,
     x: np.ndarray,
     parts: Sequence[tuple[str, str, list[float]]],
@@ -154,7 +154,7 @@ def _stack(
         mark: dict[str, Any] = (
             {"lw": 0.8} if crowded else {"ls": "", "marker": "_", "ms": 9, "mew": 1.4}
         )
-        axes.plot(x, marks, color=_INK, label=mark_label, **mark)
+        axes.plot(x, marks, color=INK, label=mark_label, **mark)
 
 
 def _leave_out_warmup(axes: Axes, x: np.ndarray, heights: np.ndarray) -> float:
@@ -171,23 +171,23 @@ def _leave_out_warmup(axes: Axes, x: np.ndarray, heights: np.ndarray) -> float:
             textcoords="offset points",
             va="top",
             fontsize=9,
-            color=_INK,
-            bbox={"boxstyle": "round,pad=0.25", "fc": "white", "ec": _FAINT},
+            color=INK,
+            bbox={"boxstyle": "round,pad=0.25", "fc": "white", "ec": FAINT},
         )
     return top
 
 
-def _style(axes: Axes, label: str) -> None:
-    axes.set_ylabel(label, color=_INK)
+def style(axes: Axes, label: str) -> None:
+    axes.set_ylabel(label, color=INK)
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.6g}"))
-    axes.grid(axis="y", color=_FAINT, lw=0.7)
+    axes.grid(axis="y", color=FAINT, lw=0.7)
     axes.set_axisbelow(True)
-    axes.tick_params(colors=_INK, length=0)
+    axes.tick_params(colors=INK, length=0)
     axes.spines[["top", "right", "left"]].set_visible(False)
-    axes.spines["bottom"].set_color(_FAINT)
+    axes.spines["bottom"].set_color(FAINT)
 
 
-def _legend(axes: Axes) -> None:
+def legend(axes: Axes) -> None:
     handles, labels = axes.get_legend_handles_labels()
     axes.legend(
         handles,
@@ -197,7 +197,7 @@ def _legend(axes: Axes) -> None:
         ncols=len(labels),
         frameon=False,
         fontsize=9,
-        labelcolor=_INK,
+        labelcolor=INK,
         handlelength=1.1,
         handleheight=0.9,
         columnspacing=1.3,

@@ -1,0 +1,1 @@
+"""Measuring realtime steps: settings in turns, on several ranks, against a floor."""
