@@ -38,6 +38,10 @@ class Exchange(Protocol):
         """[B, C, L, N] -> [B, C, S, N]."""
         ...
 
+    def gather_strips(self, strip: Tensor, widths: tuple[int, ...]) -> Tensor:
+        """Every rank's strip of pictures [B, T, height, width, N] side by side; no gradient."""
+        ...
+
 
 class LocalExchange:
     """One rank holds every token and every head, so nothing moves."""
@@ -62,3 +66,6 @@ class LocalExchange:
 
     def gather(self, x: Tensor) -> Tensor:
         return x
+
+    def gather_strips(self, strip: Tensor, widths: tuple[int, ...]) -> Tensor:
+        return strip

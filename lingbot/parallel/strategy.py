@@ -76,6 +76,7 @@ class SequenceParallelMixin(ParallelStrategy):
         self._sizes: tuple[int, int] | None = None
         self._device_mesh: DeviceMesh | None = None
         self._input_group: dist.ProcessGroup | None = None
+        self._pictures_group: dist.ProcessGroup | None = None
         self._exchanges: dict[tuple[int, int], Exchange] = {}
 
     # ---- sizes and ranks ----------------------------------------------------------------------
@@ -144,6 +145,7 @@ class SequenceParallelMixin(ParallelStrategy):
             heads,
             self.communication_log,
             self.uniform_fast_path,
+            self._pictures_group,
         )
         if self.is_global_zero:
             log.info(
@@ -179,6 +181,7 @@ class SequenceParallelMixin(ParallelStrategy):
         )
         on_host = "gloo" if "nccl" in backend else backend
         self._input_group = _own_group(ranks.tolist(), input_timeout, on_host)
+        self._pictures_group = _own_group(ranks.tolist(), timeout, backend)
 
     # ---- data ---------------------------------------------------------------------------------
 
@@ -212,7 +215,7 @@ class SequenceParallelMixin(ParallelStrategy):
     def __getstate__(self) -> dict[str, Any]:
         """Leave behind what belongs to running processes, so that workers can be spawned."""
         state = super().__getstate__()
-        state.update(_device_mesh=None, _input_group=None, _exchanges={})
+        state.update(_device_mesh=None, _input_group=None, _pictures_group=None, _exchanges={})
         return state
 
 
