@@ -159,10 +159,11 @@ def make_decoder(
     return chosen
 
 
-def check_decode(decode: str) -> None:
-    """Raise ValueError unless `decode` names a way to decode."""
+def check_decode(decode: str) -> str:
+    """Return the name of a way to decode, or raise ValueError where it is none."""
     if decode not in get_args(Decode):
         raise ValueError(f"decode={decode!r} is not known: choose one of {get_args(Decode)}")
+    return decode
 
 
 def plan_strips(decoder: nn.Module, width: int, ranks: int) -> StripPlan:
