@@ -1,8 +1,8 @@
 """Lightning callbacks: what leaves a drive or a training run besides its result.
 
-They know the module by documented members only: `session.report` (the last realtime step's
-account), the frames that `predict_step` returns, and `sample_clip` (generated and true frames of a
-batch).
+They know the module by documented members only: `session.finished_reports` and
+`session.all_reports` (the realtime steps' accounts), the frames that `predict_step` returns, and
+`sample_clip` (generated and true frames of a batch).
 """
 
 from lingbot.callbacks.contact_sheet import ContactSheet

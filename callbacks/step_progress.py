@@ -1,8 +1,9 @@
-"""A progress bar of realtime steps: how far the drive is, and what the last step cost."""
+"""A progress bar of realtime steps: how far the drive is, and what its steps cost."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
@@ -11,13 +12,14 @@ from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
-from lingbot.callbacks.step_reports import last_report
+from lingbot.callbacks.step_reports import driven_session
 from lingbot.realtime.events import StepReport
 
 
 def describe(report: StepReport, rank: int, world_size: int) -> str:
-    """The last step in a line: pace, time, communication, conditioner cache, and whose they are."""
+    """A step in a line: pace, times, communication, conditioner cache, and whose they are."""
     parts = [f"{report.frames_per_second:.1f} fps", f"{report.total_ms:,.0f} ms"]
+    parts.append(f"key to frame {report.key_to_frame_ms:,.0f} ms")
     if report.collectives:
         share = f"{report.communication_share:.0%}"
         parts.append(f"communication {report.communication_ms:.1f} ms, {share}")
@@ -61,14 +63,16 @@ class StepProgress(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Move on by a step."""
+        """Move on by a step; the figures are those of the last finished one."""
         if self._live is not None:
-            report = last_report(pl_module)
-            self._last.plain = describe(report, trainer.global_rank, trainer.world_size)
+            session = driven_session(pl_module)
+            self._show(trainer, session.finished_reports(since=batch_idx - 1))
             self._bar.advance(self._bar.task_ids[0])
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Leave the bar as it stands."""
+        """Leave the bar as it stands, with the figures of the last finished step."""
+        if self._live is not None:
+            self._show(trainer, driven_session(pl_module).finished_reports())
         self._close()
 
     def on_exception(
@@ -76,6 +80,11 @@ class StepProgress(Callback):
     ) -> None:
         """Give the terminal back."""
         self._close()
+
+    def _show(self, trainer: Trainer, reports: Sequence[StepReport]) -> None:
+        if reports:
+            rank, world_size = trainer.global_rank, trainer.world_size
+            self._last.plain = describe(reports[-1], rank, world_size)
 
     def _close(self) -> None:
         if self._live is not None:

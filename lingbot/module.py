@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lingbot.camera.controls import CameraControl, Controls
+from lingbot.codec.split import check_decode, make_decoder
 from lingbot.codec.video import VideoCodec, frames_to_uint8
 from lingbot.data.first_frame import read_image
 from lingbot.diffusion import FewStepSampler, FlowMatching
@@ -69,6 +70,8 @@ class LingBotModule(L.LightningModule):
         weights: folder of a world or of a public checkpoint; None starts from random weights.
         initialise: changes random weights in place before training, where there are no `weights`.
         seed: of the noise in training and validation.
+        decode: how ranks share the decode of a chunk: `auto`, `split` or `whole`, see
+            `lingbot.codec.split.make_decoder`.
 
     Raises:
         ValueError: when camera, model and cache do not fit each other.
@@ -90,6 +93,7 @@ class LingBotModule(L.LightningModule):
         weights: str | Path | None = None,
         initialise: Callable[[CausalLingBotTransformer], None] | None = None,
         seed: int = 0,
+        decode: str = "auto",
     ) -> None:
         super().__init__()
         ConditionerCache(conditioner_cache)  # refuses an unknown policy
@@ -111,6 +115,7 @@ class LingBotModule(L.LightningModule):
         self._make_codec, self._make_text_encoder, self._make_camera = codec, text_encoder, camera
         self._make_optimizer, self._make_scheduler = optimizer, scheduler
         self.weights, self.seed, self._initialise = weights, seed, initialise
+        self.decode = check_decode(decode)
         self.strict_loading = False  # checkpoints leave the frozen codec out
         self.transformer: CausalLingBotTransformer | None = None
         self.session: RealtimeSession | None = None
@@ -185,9 +190,12 @@ class LingBotModule(L.LightningModule):
         model = CachedTransformer(
             self.transformer, self.kv_cache, self.grid, exchange, self.conditioner_cache
         )
+        width = self.camera.width // self.codec.spatial_stride
+        decoder = make_decoder(self.codec, model.exchange, width, self.decode)
         session = RealtimeSession(
-            model, self.codec, self.text_encoder, self._make_camera(), self.sampler, communication
-        )
+            model, self.codec, self.text_encoder, self._make_camera(), self.sampler, communication,
+            decoder,
+        )  # fmt: skip
         session.reset(self._read(image), prompt, seed)
         return session
 
@@ -206,6 +214,13 @@ class LingBotModule(L.LightningModule):
         """One realtime step: frames uint8 [T, H, W, 3] on the CPU."""
         assert self.session is not None
         return self.session.step(controls)
+
+    def on_predict_batch_end(
+        self, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """The callbacks have had the frames: time for what only the next chunk needs."""
+        assert self.session is not None
+        self.session.finish_chunk()
 
     def on_predict_end(self) -> None:
         self.close_session()

@@ -62,19 +62,20 @@ def quiet_trainer(**options) -> L.Trainer:
 
 
 class Collector(L.Callback):
-    """Keeps what every realtime step gave and reported."""
+    """Keeps what every realtime step gave, and what all of them report at the end."""
 
     def __init__(self) -> None:
         self.frames: list[torch.Tensor] = []
-        self.reports: list = []
 
     def on_predict_batch_end(self, trainer, module, outputs, batch, batch_idx, dataloader_idx=0):
         self.frames.append(outputs)
-        self.reports.append(module.session.report)
+
+    def on_predict_end(self, trainer, module):
+        self.reports = module.session.all_reports()
 
 
-def predict(**options) -> Collector:
-    module, seen = make_module(), Collector()
+def predict(decode: str = "auto", **options) -> Collector:
+    module, seen = make_module(decode=decode), Collector()
     module.start_world(IMAGE, "dusk", seed=3)
     trainer = quiet_trainer(callbacks=[seen], **options)
     stream = ControlStream.from_actions(ACTIONS, 3)
@@ -82,10 +83,10 @@ def predict(**options) -> Collector:
     return seen
 
 
-def predict_on_a_rank(rank: int, ranks: int, uniform: bool | None):
-    seen = predict(strategy=SequenceParallelStrategy(uniform_fast_path=uniform), devices=ranks)
-    last = seen.reports[-1]
-    return torch.cat(seen.frames), {c.path for c in last.collectives}, last.to_dict()
+def predict_on_a_rank(rank: int, ranks: int, uniform: bool | None, decode: str):
+    strategy = SequenceParallelStrategy(uniform_fast_path=uniform)
+    seen = predict(decode, strategy=strategy, devices=ranks)
+    return torch.cat(seen.frames), [report.to_dict() for report in seen.reports]
 
 
 def test_predict_drives_a_control_stream_like_a_session_of_ones_own():
@@ -98,30 +99,37 @@ def test_predict_drives_a_control_stream_like_a_session_of_ones_own():
             assert torch.equal(session.step(controls), frames)
 
 
-# a chunk has 18 tokens: 2 and 3 ranks share them evenly, 4 do not
+# a chunk has 18 tokens and 6 columns: 2 and 3 ranks share them evenly, 4 do not
 @pytest.mark.processes
 @pytest.mark.parametrize(
-    ("ranks", "uniform", "paths"),
+    ("ranks", "uniform", "decode", "paths"),
     [
-        (2, None, {"uniform"}),
-        (2, False, {"variable"}),
-        (3, None, {"uniform"}),
-        (4, None, {"variable"}),
+        (2, None, "split", {"uniform"}),
+        (2, False, "split", {"variable"}),
+        (3, None, "split", {"uniform"}),
+        (3, None, "whole", {"uniform"}),
+        (4, None, "split", {"variable"}),
     ],
 )
-def test_the_video_is_the_same_on_any_number_of_ranks_and_on_both_paths(ranks, uniform, paths):
+def test_the_video_is_the_same_on_any_number_of_ranks_and_on_both_paths(
+    ranks, uniform, decode, paths
+):
     expected = torch.cat(predict().frames).int()
-    for frames, taken, report in run_ranks(predict_on_a_rank, ranks, ranks, uniform, timeout=120):
-        assert taken == paths
+    made = run_ranks(predict_on_a_rank, ranks, ranks, uniform, decode, timeout=120)
+    layers, passes = TWELVE_HEADS.num_layers, 4
+    expected_calls = {
+        "qkv": passes * layers + layers - 1,  # the update's last block sends k, v only
+        "kv": 1,
+        "out": passes * layers + layers - 1,
+        "gather": passes,
+    } | ({"frames": 1} if decode == "split" else {})
+    for frames, reports in made:
+        assert torch.equal(frames, made[0][0])
         assert (frames.int() - expected).abs().max() <= 1  # rounding to 8 bits
-        calls = {c["name"]: c["calls"] for c in report["collectives"]}
-        layers, passes = TWELVE_HEADS.num_layers, 4
-        assert calls == {
-            "qkv": passes * layers + layers - 1,  # the update's last block sends k, v only
-            "kv": 1,
-            "out": passes * layers + layers - 1,
-            "gather": passes,
-        }
+        for report in reports:  # the update's collectives are its own step's, though it comes late
+            assert {c["name"]: c["calls"] for c in report["collectives"]} == expected_calls
+            assert {c["path"] for c in report["collectives"]} == paths
+        assert len(reports) == 4
 
 
 def training_batch(samples: int = 2) -> dict:
@@ -198,6 +206,34 @@ def test_a_session_of_ones_own_leaves_the_world_chosen_for_predict_alone():
     stream = ControlStream.from_actions("w-8", 3)
     quiet_trainer(callbacks=[seen]).predict(module, DataLoader(stream, batch_size=None))
     assert torch.equal(seen.frames[0], predict().frames[0])
+
+
+def test_the_context_update_comes_after_the_callbacks_have_had_the_frames():
+    order: list[str] = []
+
+    class Watcher(L.Callback):
+        def on_predict_batch_start(self, trainer, module, batch, batch_idx):
+            model = module.session.model
+            update = type(model).update_context
+            model.update_context = lambda clean: order.append("update") or update(model, clean)
+
+        def on_predict_batch_end(self, trainer, module, *_args, **_kwargs):
+            order.append(f"frames, {len(module.session.finished_reports())} accounts")
+
+        def on_predict_end(self, trainer, module):
+            order.append(f"{len(module.session.finished_reports())} accounts")
+
+    module = make_module()
+    module.start_world(IMAGE, "dusk")
+    stream = DataLoader(ControlStream.from_actions("w-20", 3), batch_size=None)
+    quiet_trainer(callbacks=[Watcher()]).predict(module, stream)
+    first, second = "frames, 0 accounts", "frames, 1 accounts"
+    assert order == [first, "update", second, "update", "2 accounts"]
+
+
+def test_an_unknown_way_to_decode_is_refused_at_once():
+    with pytest.raises(ValueError, match="decode='half'"):
+        make_module(build=False, decode="half")
 
 
 def test_a_session_is_closed_when_a_step_fails():

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from lingbot.camera.controls import Controls, frames_in_chunk
-from lingbot.codec.video import StreamingDecoder, VideoCodec
+from lingbot.codec.streaming import StreamingDecoder
+from lingbot.codec.video import VideoCodec
 
 HELD = ("w", "a", "s", "d", "j", "l", "i", "k", "wj", "wl", "")
 
@@ -71,10 +72,11 @@ class WithoutDecoder(VideoCodec):
 class _Blind(StreamingDecoder):
     """As many frames as the latents would give, of one black pixel each."""
 
-    def decode(self, latents: Tensor) -> Tensor:
+    def pictures(self, latents: Tensor) -> Tensor:
         self._check(latents)
         frames = latents.shape[2]
         first = self.position == 0
         self.position += frames
         stride = self.codec.temporal_stride
-        return latents.new_zeros(len(latents), 3, stride * (frames - first) + first, 1, 1)
+        length = stride * (frames - first) + first
+        return torch.zeros(len(latents), length, 1, 1, 3, dtype=torch.uint8, device=latents.device)

@@ -39,7 +39,7 @@ from lingbot.realtime.session import RealtimeSession
 
 PROMPT = "noon, grass"
 # what a module passes on to its sessions; everything else may shape what is built
-OF_A_SESSION = ("camera", "sampler", "kv_cache", "conditioner_cache")
+OF_A_SESSION = ("camera", "sampler", "kv_cache", "conditioner_cache", "decode")
 
 
 class Worlds:
@@ -62,7 +62,7 @@ class Worlds:
         for name, part in self._parts.items():
             setattr(module, name, part)
         if not setting.decode:
-            module.codec = WithoutDecoder(module.codec)
+            module.codec, module.decode = WithoutDecoder(module.codec), "whole"
         return module
 
     def _build(self, setting: Setting) -> dict[str, Any]:
@@ -97,6 +97,7 @@ class Measurement:
     ) -> None:
         self.settings, self.plan, self.device = settings, plan, device
         self.group, self.tell = group, tell
+        self.pictures = dist.new_group() if group is not None else None
         self.worlds = Worlds(device, plan.seed)
         self._floors: dict[StepShape, Floor] = {}
 
@@ -135,6 +136,7 @@ class Measurement:
             session.pretend_history(steady_step(module.kv_cache, module.grid.frames))
             for _ in range(self.plan.warmup_steps):
                 session.step(next(controls))
+            session.finish_chunk()
             self._wait()
             steps = timed_steps(session, islice(controls, self.plan.steps))
         warmup = 1 + self.plan.warmup_steps
@@ -145,7 +147,9 @@ class Measurement:
         if self.group is None:
             return module.new_session(picture, PROMPT, self.plan.seed)
         strategy = build_strategy(setting)
-        exchange = strategy.exchange_over(self.group, module.grid.tokens, module.config.num_heads)
+        exchange = strategy.exchange_over(
+            self.group, module.grid.tokens, module.config.num_heads, self.pictures
+        )
         return module.new_session(
             picture, PROMPT, self.plan.seed, exchange, strategy.communication_log
         )
@@ -183,15 +187,13 @@ class Measurement:
 
 def timed_steps(session: RealtimeSession, controls: Iterator[Controls]) -> list[StepRecord]:
     """Realtime steps one right after another; the last one is done when the device is."""
-    reports, starts, ends = [], [], []
+    first, starts, ends = session.step_index, [], []
     for given in controls:
         starts.append(time.perf_counter())
         session.step(given)
         ends.append(time.perf_counter())
-        assert session.report is not None
-        reports.append(session.report)
-    if session.device.type == "cuda":
-        torch.cuda.synchronize(session.device)
+        session.finish_chunk()
+    reports = session.all_reports(first)  # waits for the device
     starts.append(time.perf_counter())
     return [
         StepRecord(report, 1000 * (end - start), 1000 * (following - start))

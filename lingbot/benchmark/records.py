@@ -37,7 +37,8 @@ class StepRecord:
     @property
     def host_ms(self) -> float:
         """What the wall clock saw and no part of the step accounts for; never negative."""
-        return max(0.0, self.cadence_ms - self.transformer_ms - self.report.decode_ms)
+        alone = self.report.decode_ms - self.report.overlap_ms
+        return max(0.0, self.cadence_ms - self.transformer_ms - alone)
 
     def figures(self) -> Figures:
         """Everything by name: `step_ms`, `pass_1_ms`, `communication/qkv/uniform/ms`, ..."""

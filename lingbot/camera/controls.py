@@ -179,7 +179,8 @@ class CameraControl:
         relative = scale_translations(relative, self._session_scale)
         self._latent_pose, self._video_poses = latent[-1], poses
         self._step += 1
-        return self._control(relative.float().to(device), keys, self._session_intrinsics)
+        here = relative.float().to(device, non_blocking=True)  # no waiting for the last chunk
+        return self._control(here, keys, self._session_intrinsics)
 
     @torch.no_grad()
     def clip(
@@ -296,7 +297,8 @@ class CameraControl:
             if keys is None:
                 raise ValueError(NEEDS_KEYS)
             held = [[float(key in frame) for frame in keys] for key in MOVE_KEYS]
-            images = repeat(rays.new_tensor(held), "k f -> k f h w", h=self.height, w=self.width)
+            here = torch.tensor(held).to(rays, non_blocking=True)
+            images = repeat(here, "k f -> k f h w", h=self.height, w=self.width)
             rays = torch.cat([rays[3:], images])
         return fold_rays(rays, FOLD)[None].contiguous()
 

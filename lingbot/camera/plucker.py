@@ -41,7 +41,8 @@ def plucker_rays(relative: Tensor, intrinsics: Tensor, height: int, width: int) 
         [6, F, H, W] float32 on the device of `relative`.
     """
     relative = relative.float()
-    x, y, z = pixel_directions(intrinsics.to(relative.device), height, width)  # each [H, W]
+    here = intrinsics.to(relative.device, non_blocking=True)
+    x, y, z = pixel_directions(here, height, width)  # each [H, W]
     along = rearrange(relative, "f i j -> j i f 1 1")[:, :3]
     directions = along[0] * x + along[1] * y + along[2] * z  # [3, F, H, W]
     return torch.cat([along[3].expand_as(directions), directions])

@@ -1,10 +1,8 @@
-"""Streaming video codec: diffusers' Wan autoencoder, driven one latent frame at a time.
+"""Video codec: diffusers' Wan autoencoder, frames to normalised latents and back.
 
 Frames are float in [-1, 1], `[batch, 3, time, height, width]`; latents are normalised float32,
 `[batch, 16, time / 4, height / 8, width / 8]`, the first latent frame standing for one video frame
-and every later one for four. `StreamingDecoder` owns its causal state, so any number of streams can
-run over one set of weights, and a stream fed chunk by chunk gives exactly the frames of a one-shot
-decode.
+and every later one for four. Decoding streams, see `lingbot.codec.streaming`.
 Autoencoder: Wan (arXiv:2503.20314).
 """
 
@@ -15,9 +13,21 @@ from typing import Any, Literal
 
 import torch
 from diffusers import AutoencoderKLWan
-from einops import rearrange
 from safetensors.torch import save_file
 from torch import Tensor, nn
+
+from lingbot.codec.pictures import frames_to_uint8, uint8_to_frames
+from lingbot.codec.streaming import StreamingDecoder
+
+__all__ = [
+    "StreamingDecoder",
+    "VideoCodec",
+    "build_codec",
+    "check_dtype",
+    "frames_to_uint8",
+    "load_codec",
+    "uint8_to_frames",
+]
 
 log = logging.getLogger(__name__)
 
@@ -25,19 +35,6 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
 
 MemoryFormat = Literal["channels_last_3d", "contiguous"]
-
-
-def frames_to_uint8(frames: Tensor) -> Tensor:
-    """Float frames in [-1, 1], `[..., 3, T, H, W]`, as uint8 pictures `[..., T, H, W, 3]`."""
-    pictures = rearrange(frames, "... c t h w -> ... t h w c")
-    return pictures.float().clamp(-1, 1).add(1).mul(127.5).round().to(torch.uint8)
-
-
-def uint8_to_frames(pictures: Tensor) -> Tensor:
-    """uint8 pictures `[..., T, H, W, 3]` as float frames in [-1, 1], `[..., 3, T, H, W]`."""
-    if pictures.dtype != torch.uint8:
-        raise ValueError(f"pictures must be uint8, got {pictures.dtype}; scale to 0..255 first.")
-    return rearrange(pictures, "... t h w c -> ... c t h w").float().div(127.5).sub(1)
 
 
 class VideoCodec(nn.Module):
@@ -68,6 +65,7 @@ class VideoCodec(nn.Module):
         self.vae = vae
         self.to(DTYPES[dtype])
         self.memory_format = memory_format
+        self._statistics_on: dict[torch.device, tuple[Tensor, Tensor]] = {}
         if memory_format == "channels_last_3d":
             _set_channels_last(self.vae)
 
@@ -112,7 +110,7 @@ class VideoCodec(nn.Module):
         """Normalised latents `[B, 16, F, h, w]` to frames `[B, 3, 4(F-1)+1, 8h, 8w]`."""
         return self.stream().decode(latents)
 
-    def stream(self) -> "StreamingDecoder":
+    def stream(self) -> StreamingDecoder:
         """A decoder with causal state of its own, at the start of a video."""
         return StreamingDecoder(self)
 
@@ -129,6 +127,7 @@ class VideoCodec(nn.Module):
         if not bool((std > 0).all()):
             raise ValueError(f"std must be positive in every latent channel, got {std.tolist()}.")
         self.vae.register_to_config(latents_mean=mean.tolist(), latents_std=std.tolist())
+        self._statistics_on.clear()
 
     def save(self, folder: str | Path, dtype: str = "float16") -> None:
         """Write config.json and the weights, stored as `dtype`, as a diffusers folder."""
@@ -145,13 +144,18 @@ class VideoCodec(nn.Module):
         save_file(weights, folder / WEIGHTS_FILE, metadata={"format": "pt"})
 
     def _statistics(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Latents' mean and deviation, `[16, 1, 1, 1]`; float32 whatever the weights are."""
-        config = self.vae.config
-        mean, std = (
-            torch.tensor(values, dtype=torch.float32).to(device, non_blocking=True)
-            for values in (config.latents_mean, config.latents_std)
-        )
-        return mean.view(-1, 1, 1, 1), std.view(-1, 1, 1, 1)
+        """Latents' mean and deviation, `[16, 1, 1, 1]`; float32 whatever the weights are.
+
+        Kept for each device: a copy from the host in every step would wait for the device.
+        """
+        if device not in self._statistics_on:
+            config = self.vae.config
+            with torch.inference_mode(False):  # they outlive the mode of the first caller
+                self._statistics_on[device] = (
+                    torch.tensor(config.latents_mean, device=device).view(-1, 1, 1, 1),
+                    torch.tensor(config.latents_std, device=device).view(-1, 1, 1, 1),
+                )
+        return self._statistics_on[device]
 
     def _laid_out(self, x: Tensor) -> Tensor:
         """`x` in the dtype and memory format of the weights."""
@@ -179,66 +183,6 @@ class VideoCodec(nn.Module):
                 f"frames of {height}x{width} cannot be encoded: "
                 f"height and width must be multiples of {self.spatial_stride}; crop or resize them."
             )
-
-
-class StreamingDecoder:
-    """Decodes one video chunk by chunk, keeping the codec's causal state between calls.
-
-    The decoder always sees one latent frame at a time, so how the latents are cut into chunks
-    cannot change a single bit of the frames.
-    """
-
-    def __init__(self, codec: VideoCodec) -> None:
-        self.codec = codec
-        self._convolutions = sum(isinstance(m, nn.Conv3d) for m in codec.vae.decoder.modules())
-        self.reset()
-
-    def reset(self) -> None:
-        """Forget the video: the next latent frame is a first one again."""
-        self.position = 0  # latent frames decoded so far
-        self._features: list[Any] = [None] * self._convolutions
-        self._shape: tuple[int, ...] | None = None
-
-    def decode(self, latents: Tensor) -> Tensor:
-        """Next latents `[B, 16, f, h, w]` to frames `[B, 3, T, 8h, 8w]`, float32 in [-1, 1].
-
-        T is 4f, or 4(f-1)+1 at the start of a video.
-
-        Raises:
-            ValueError: latents of another shape than the codec's or than the stream began with.
-        """
-        return self.decode_unclamped(latents).clamp(-1, 1)
-
-    def decode_unclamped(self, latents: Tensor) -> Tensor:
-        """Like `decode`, but frames may leave [-1, 1]: keeps the gradient there (training)."""
-        self._check(latents)
-        codec = self.codec
-        x = codec.vae.post_quant_conv(codec._laid_out(codec.denormalise(latents)))
-        frames = torch.cat([self._decode_frame(frame) for frame in x.split(1, dim=2)], dim=2)
-        return frames.float()
-
-    def _decode_frame(self, x: Tensor) -> Tensor:
-        """One latent frame `[B, 16, 1, h, w]` through the decoder, updating the causal state."""
-        vae = self.codec.vae
-        first = self.position == 0
-        out = vae.decoder(x, feat_cache=self._features, feat_idx=[0], first_chunk=first)
-        self.position += 1
-        patch = vae.config.patch_size or 1
-        return rearrange(out, "b (c q p) t h w -> b c t (h p) (w q)", p=patch, q=patch)
-
-    def _check(self, latents: Tensor) -> None:
-        channels = self.codec.latent_channels
-        if latents.dim() != 5 or latents.shape[1] != channels:
-            raise ValueError(
-                f"latents must be [batch, {channels}, F, h, w], got {tuple(latents.shape)}."
-            )
-        batch, _, _, height, width = latents.shape
-        if self._shape not in (None, (batch, height, width)):
-            raise ValueError(
-                f"latents of batch, height, width {(batch, height, width)} do not continue a "
-                f"stream of {self._shape}; call reset() or take a new stream() for another video."
-            )
-        self._shape = (batch, height, width)
 
 
 def build_codec(

@@ -40,6 +40,10 @@ class Exchange(Protocol):
         """[B, C, L, N] -> [B, C, S, N]."""
         ...
 
+    def gather_strips(self, strip: Tensor, widths: tuple[int, ...]) -> Tensor:
+        """Every rank's strip of pictures [B, T, height, width, N] side by side; no gradient."""
+        ...
+
 
 class LocalExchange:
     """One rank holds every token and every head, so nothing moves."""
@@ -65,3 +69,6 @@ class LocalExchange:
 
     def gather(self, x: Tensor) -> Tensor:
         return x
+
+    def gather_strips(self, strip: Tensor, widths: tuple[int, ...]) -> Tensor:
+        return strip

@@ -1,8 +1,9 @@
 """What every collective of a step cost: name, path, bytes sent, elapsed time.
 
-On CUDA a pair of events brackets the collective on the current stream and is read only by
-`collect`, so nothing waits inside a step; on the CPU the wall clock does. Elapsed time includes
-waiting for slower ranks: compare ranks (max and mean) before calling it the network's.
+On CUDA a pair of events brackets the collective on the current stream and is read only when a
+taken collective is resolved, so nothing waits inside a step; on the CPU the wall clock does.
+Elapsed time includes waiting for slower ranks: compare ranks (max and mean) before calling it the
+network's.
 """
 
 import logging
@@ -30,7 +31,7 @@ class Collective:
 
 
 @dataclass
-class _Pending:
+class PendingCollective:
     """A recorded collective whose time may still be running on the device."""
 
     name: str
@@ -40,6 +41,7 @@ class _Pending:
     events: tuple[torch.cuda.Event, torch.cuda.Event] | None = None
 
     def resolve(self) -> Collective:
+        """The collective with its time; waits for the device where that has not done it yet."""
         if self.events is not None:
             start, end = self.events
             end.synchronize()
@@ -48,11 +50,11 @@ class _Pending:
 
 
 class CommunicationLog:
-    """Collectives since the last `clear` or `collect`.
+    """Collectives since the last `clear`, `take` or `collect`.
 
-    Records nothing, at no cost, until somebody asks: the first `clear` (or `collect`) starts it and
-    `stop` ends it. So a realtime step is `clear(); ...; collect()`, and training, where nobody
-    asks, pays nothing.
+    Records nothing, at no cost, until somebody asks: the first `clear` (or `take`) starts it and
+    `stop` ends it. So a realtime step is `clear(); ...; take()`, and training, where nobody asks,
+    pays nothing.
 
     Args:
         limit: collectives kept at most; beyond it the oldest go, and `collect` says how many.
@@ -62,7 +64,7 @@ class CommunicationLog:
         if limit < 1:
             raise ValueError(f"limit={limit}: a communication log keeps at least one collective")
         self.recording = False
-        self._pending: deque[_Pending] = deque(maxlen=limit)
+        self._pending: deque[PendingCollective] = deque(maxlen=limit)
         self._dropped = 0
 
     def record(
@@ -71,10 +73,10 @@ class CommunicationLog:
         """Bracket one collective that sends `bytes` to other ranks, as a context manager."""
         if not self.recording:
             return _NOTHING
-        return self._timed(_Pending(name, path, bytes), device)
+        return self._timed(PendingCollective(name, path, bytes), device)
 
     @contextmanager
-    def _timed(self, pending: _Pending, device: torch.device) -> Iterator[None]:
+    def _timed(self, pending: PendingCollective, device: torch.device) -> Iterator[None]:
         if device.type == "cuda":
             start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
             start.record()
@@ -88,9 +90,9 @@ class CommunicationLog:
         self._dropped += len(self._pending) == self._pending.maxlen
         self._pending.append(pending)
 
-    def collect(self) -> list[Collective]:
-        """Take what was recorded, waiting for the device to finish it; recording goes on."""
-        collected = [pending.resolve() for pending in self._pending]
+    def take(self) -> list[PendingCollective]:
+        """Take what was recorded without waiting for the device; recording goes on."""
+        taken = list(self._pending)
         if self._dropped:
             logger.warning(
                 "The communication log dropped %d collectives beyond its limit of %d: collect() or "
@@ -99,7 +101,11 @@ class CommunicationLog:
                 self._pending.maxlen,
             )
         self.clear()
-        return collected
+        return taken
+
+    def collect(self) -> list[Collective]:
+        """Take what was recorded, waiting for the device to finish it; recording goes on."""
+        return [pending.resolve() for pending in self.take()]
 
     def clear(self) -> None:
         """Forget what was recorded and record from here on."""

@@ -33,6 +33,9 @@ class SequenceExchange:
         log: where each collective reports its path, bytes and time.
         uniform: True insists on the uniform fast path, False forces the variable path, None takes
             the uniform one when `splits` allow it.
+        pictures: a group of the same ranks for gathering pictures. NCCL runs the collectives of a
+            group in turn: with a group of its own, a decode beside the context update waits for
+            nothing of that. None gathers them in `group`.
 
     Raises:
         ValueError: splits, heads and group do not fit, or `uniform=True` with unequal splits.
@@ -45,6 +48,7 @@ class SequenceExchange:
         num_heads: int,
         log: CommunicationLog | None = None,
         uniform: bool | None = None,
+        pictures: dist.ProcessGroup | None = None,
     ) -> None:
         self.size = group.size()
         self.rank = group.rank()
@@ -60,6 +64,8 @@ class SequenceExchange:
         self.path = choose_path(splits, uniform)
         self.log = log if log is not None else CommunicationLog()
         self._wire = Wire(group, self.path, self.log)
+        self._pictures = pictures or group
+        self._uniform = uniform
 
     def shard(self, x: Tensor, dim: int) -> Tensor:
         """This rank's tokens of a chunk: a view of [.., S, ..] along `dim`."""
@@ -121,6 +127,18 @@ class SequenceExchange:
         sizes = self._rows(self.splits.sizes, batch * chunks)
         received = all_gather(x.flatten(0, 2), self._wire, sizes, "gather")
         return self._in_token_order(received, batch, chunks)
+
+    def gather_strips(self, strip: Tensor, widths: tuple[int, ...]) -> Tensor:
+        """Every rank's strip of pictures [B,T,height,width,N] side by side; no gradient.
+
+        Strips of equal width take the uniform path whatever the tokens do, unless that is off.
+        """
+        sizes = tuple(strip.numel() // strip.shape[3] * width for width in widths)
+        uniform = self._uniform is not False and len(set(sizes)) == 1
+        wire = Wire(self._pictures, "uniform" if uniform else "variable", self.log)
+        flat = wire.all_gather(strip.flatten(), None if uniform else sizes, "frames")
+        parts = zip(flat.split(sizes), widths, strict=True)
+        return torch.cat([part.view(*strip.shape[:3], width, -1) for part, width in parts], dim=3)
 
     def _rows(self, sizes: tuple[int, ...], chunks: int) -> Sizes:
         """Rows per rank of `chunks` chunks with `sizes` tokens each; None on the uniform path."""

@@ -76,6 +76,7 @@ class SequenceParallelMixin(ParallelStrategy):
         self._sizes: tuple[int, int] | None = None
         self._device_mesh: DeviceMesh | None = None
         self._input_group: dist.ProcessGroup | None = None
+        self._pictures_group: dist.ProcessGroup | None = None
         self._exchanges: dict[tuple[int, int], Exchange] = {}
 
     # ---- sizes and ranks ----------------------------------------------------------------------
@@ -137,7 +138,8 @@ class SequenceParallelMixin(ParallelStrategy):
         self.check(tokens, heads)
         if self.sequence_size == 1:
             return LocalExchange(heads)
-        exchange = self.exchange_over(self.device_mesh.get_group("sequence"), tokens, heads)
+        group = self.device_mesh.get_group("sequence")
+        exchange = self.exchange_over(group, tokens, heads, self._pictures_group)
         splits = exchange.splits
         if self.is_global_zero:
             log.info(
@@ -146,7 +148,13 @@ class SequenceParallelMixin(ParallelStrategy):
             )
         return exchange
 
-    def exchange_over(self, group: dist.ProcessGroup, tokens: int, heads: int) -> SequenceExchange:
+    def exchange_over(
+        self,
+        group: dist.ProcessGroup,
+        tokens: int,
+        heads: int,
+        pictures: dist.ProcessGroup | None = None,
+    ) -> SequenceExchange:
         """The same over a group of processes that no Trainer set up."""
         return SequenceExchange(
             group,
@@ -154,6 +162,7 @@ class SequenceParallelMixin(ParallelStrategy):
             heads,
             self.communication_log,
             self.uniform_fast_path,
+            pictures,
         )
 
     # ---- processes and mesh -------------------------------------------------------------------
@@ -183,6 +192,7 @@ class SequenceParallelMixin(ParallelStrategy):
         )
         on_host = "gloo" if "nccl" in backend else backend
         self._input_group = _own_group(ranks.tolist(), input_timeout, on_host)
+        self._pictures_group = _own_group(ranks.tolist(), timeout, backend)
 
     # ---- data ---------------------------------------------------------------------------------
 
@@ -216,7 +226,7 @@ class SequenceParallelMixin(ParallelStrategy):
     def __getstate__(self) -> dict[str, Any]:
         """Leave behind what belongs to running processes, so that workers can be spawned."""
         state = super().__getstate__()
-        state.update(_device_mesh=None, _input_group=None, _exchanges={})
+        state.update(_device_mesh=None, _input_group=None, _pictures_group=None, _exchanges={})
         return state
 
 

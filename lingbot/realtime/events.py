@@ -29,7 +29,7 @@ class TimedCollective(Protocol):
 class CollectiveTotal:
     """All calls of one collective on one path within a step."""
 
-    name: str  # "qkv", "kv", "out", "gather"
+    name: str  # "qkv", "kv", "out", "gather", "frames"
     path: str  # "uniform" | "variable"
     bytes: int
     calls: int
@@ -59,10 +59,17 @@ class StepReport:
         context_update_ms: time of the context update.
         camera_ms: controls to embedded rays. The blocks' scale and shift are made by the first
             pass that needs them and count there.
-        decode_ms: latents to frames.
-        total_ms: the whole step; what the parts leave over is `other_ms`.
-        collectives: communication of the step, see `total_collectives`. Its time lies *inside* the
-            passes and the context update, it does not come on top of them.
+        decode_ms: latents to frames on the host.
+        total_ms: all work of the step, the context update included although the frames leave before
+            it: the pace that a drive can keep. What the parts leave over is `other_ms`.
+        key_to_frame_ms: on the host's clock, from the call with the controls to the frames in the
+            caller's hands. Does not include the context update; does include what was left of an
+            earlier step when the controls came in.
+        overlap_ms: how much of the decode ran beside the context update (on CUDA); the parts sum
+            to that much more than the total.
+        collectives: communication of the step, see `total_collectives`; that of the context update
+            is its chunk's. Its time lies *inside* the passes, the context update and the decode, it
+            does not come on top of them.
         conditioner_hits: blocks' scale/shift taken from the conditioner cache in this step.
         conditioner_misses: those computed in this step.
         conditioner_bytes: memory the conditioner cache held at its fullest in this step.
@@ -75,6 +82,8 @@ class StepReport:
     camera_ms: float
     decode_ms: float
     total_ms: float
+    key_to_frame_ms: float = 0.0
+    overlap_ms: float = 0.0
     collectives: list[CollectiveTotal] = field(default_factory=list)
     conditioner_hits: int = 0
     conditioner_misses: int = 0
@@ -104,7 +113,7 @@ class StepReport:
     def other_ms(self) -> float:
         """What the step spent outside passes, context update, camera and decode; never negative."""
         named = sum(self.pass_ms) + self.context_update_ms + self.camera_ms + self.decode_ms
-        return max(0.0, self.total_ms - named)
+        return max(0.0, self.total_ms + self.overlap_ms - named)
 
     @property
     def frames_per_second(self) -> float:

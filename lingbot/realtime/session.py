@@ -1,8 +1,15 @@
 """A world being driven: controls in, frames out, one chunk a realtime step.
 
 The same session serves `Trainer.predict`, a notebook cell and a live player. A step is: controls to
-rays, 4 denoise passes, the context update, streaming decode. Noise is drawn for the whole chunk
-from the session's generator on every rank: a seed makes the same video on any number of ranks.
+rays, 4 denoise passes, streaming decode, frames to the caller; then the context update, which only
+the next chunk needs. Noise is drawn for the whole chunk from the session's generator on every rank:
+a seed makes the same video on any number of ranks.
+
+Frames leave first. On CUDA `step` enqueues decode and copy on a stream of their own and the context
+update at once behind the passes, and waits for the frames alone; the next step's work queues up
+behind. A CPU does one thing at a time, so there `step` returns before the context update, and
+`finish_chunk` makes it: call it when the frames are shown, before the next controls are read
+(`Trainer.predict` does). Whatever needs it calls it itself: the next step, a new prompt, `report`.
 """
 
 from __future__ import annotations
@@ -15,13 +22,16 @@ import torch
 from torch import Tensor, nn
 
 from lingbot.camera.controls import CameraControl, Controls
-from lingbot.codec.video import VideoCodec, frames_to_uint8, uint8_to_frames
+from lingbot.codec.streaming import StreamingDecoder
+from lingbot.codec.video import VideoCodec, uint8_to_frames
 from lingbot.diffusion.sampler import FewStepSampler
 from lingbot.model import CachedTransformer
 from lingbot.model.kv_cache import visible_frames
 from lingbot.parallel.communication_log import CommunicationLog
+from lingbot.realtime.account import StepAccount, StepAccounts
 from lingbot.realtime.clock import StepClock
-from lingbot.realtime.events import StepReport, total_collectives
+from lingbot.realtime.events import StepReport
+from lingbot.realtime.outlet import FrameOutlet
 
 
 class PastChunk(NamedTuple):
@@ -43,6 +53,7 @@ class RealtimeSession:
         camera: turns controls into rays; keeps the camera's pose between steps.
         sampler: the few-step sampler.
         communication: log of the exchange, where there is one.
+        decoder: streams the video; None decodes whole pictures (see `lingbot.codec.split`).
 
     The session begins with `reset`; it is a context manager that closes itself.
     """
@@ -55,15 +66,17 @@ class RealtimeSession:
         camera: CameraControl,
         sampler: FewStepSampler,
         communication: CommunicationLog | None = None,
+        decoder: StreamingDecoder | None = None,
     ) -> None:
         self.model, self.codec, self.text_encoder = model, codec, text_encoder
         self.camera, self.sampler, self.communication = camera, sampler, communication
         self.device = model.transformer.device
-        self.report: StepReport | None = None
-        self._decoder = codec.stream()
+        self._outlet = FrameOutlet(decoder or codec.stream(), self.device)
+        self._accounts = StepAccounts()
         self._clock = StepClock(self.device)
         self._generator = torch.Generator(self.device)
         self._past: list[PastChunk] = []
+        self._unfinished: tuple[PastChunk, StepAccount] | None = None
         self._open = False
 
     @torch.inference_mode(False)
@@ -80,11 +93,13 @@ class RealtimeSession:
             ValueError: for an image of another size or type.
         """
         self._check_image(image)
+        self._drop_chunk()
         self.model.reset()
         self.camera.reset()
-        self._decoder.reset()
+        self._outlet.reset()
         self._past.clear()
-        self.step_index, self.report = 0, None
+        self._accounts.clear()
+        self.step_index = 0
         self._generator.manual_seed(seed)
         self._first_condition, self._later_condition = self._conditions(image)
         self._open = True
@@ -93,39 +108,59 @@ class RealtimeSession:
     @torch.inference_mode(False)
     @torch.no_grad()
     def step(self, controls: Controls) -> Tensor:
-        """One realtime step.
+        """One realtime step, up to its frames.
 
         Returns:
             frames: uint8 [T, H, W, 3] on the CPU; T is 4 (f - 1) + 1 in the first step, then 4 f.
+                On CUDA they lie in pinned memory: copy what is kept for long.
 
         Raises:
             RuntimeError: before `reset` or after `close`.
             ValueError: for controls that do not fill the chunk.
         """
         self._check_open()
-        self._clock.start()
+        account = StepAccount(self.step_index, self.device)
+        self.finish_chunk()
         if self.communication is not None:
             self.communication.clear()
-        with self._clock.span("camera"):
-            rays = self.camera.chunk(controls, self.device)
-        if controls.prompt is not None:
-            self.change_prompt(controls.prompt, recompute_history=controls.history == "recompute")
-        clean = self._make_chunk(rays)
-        with self._clock.span("decode"):
-            frames = frames_to_uint8(self._decoder.decode(clean))[0].cpu()
-        self.report = self._account(len(frames))
+        self._clock = account.clock
+        with self._clock.running():
+            with self._clock.span("camera"):
+                rays = self.camera.chunk(controls, self.device)
+            if controls.prompt is not None:
+                self.change_prompt(controls.prompt, controls.history == "recompute")
+            chunk = self._make_chunk(rays)
+            delivery = self._outlet.send(chunk.clean, self._clock)
+            self._book(account)
+            self._unfinished = chunk, account
+            if self.device.type == "cuda":
+                self._update_context(chunk, account)
+        self._accounts.finished()  # reads the events of earlier steps while this one is at work
+        frames = delivery.wait()
+        account.handed_out(len(frames))
+        self._accounts.append(account)
         self.step_index += 1
         return frames
 
     @torch.inference_mode(False)
     @torch.no_grad()
+    def finish_chunk(self) -> None:
+        """Makes the context update of the last chunk, where it is still to be made."""
+        if self._unfinished is not None:
+            _, account = self._unfinished
+            with account.clock.running():
+                self._update_context(*self._unfinished)
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
     def change_prompt(self, prompt: str, recompute_history: bool = False) -> None:
-        """Makes `prompt` hold from the next chunk on.
+        """Makes `prompt` hold from the next chunk on; the last one is finished under the old one.
 
         The history keeps the keys and values made under the old prompt, unless it is recomputed:
         then every visible chunk passes through the context update again.
         """
         self._check_open()
+        self.finish_chunk()
         self.model.set_text(self.text_encoder([prompt]).to(self.device))
         if recompute_history:
             self.model.memory.reset()
@@ -149,13 +184,19 @@ class RealtimeSession:
                 f"cannot go from realtime step {self.step_index} to {step}: take the first step, "
                 "then go forward"
             )
+        self.finish_chunk()
         self.model.memory.pretend(step * self.model.grid.frames, self._generator)
         self._past.clear()
         self.step_index = step
 
     def close(self) -> None:
-        """Ends the session; a new one begins with `reset`."""
+        """Ends the session; a new one begins with `reset`.
+
+        A context update still to be made is dropped: no chunk would see it, and after a failure
+        the ranks to make it with may be gone.
+        """
         self._open = False
+        self._drop_chunk()
         self._past.clear()
         self.model.reset()
         if self.communication is not None:
@@ -173,20 +214,58 @@ class RealtimeSession:
         self.close()
 
     @property
+    def report(self) -> StepReport | None:
+        """Account of the last step, None before; finishes its chunk and waits for the device."""
+        self.finish_chunk()
+        last = self._accounts.last
+        return last.report() if last is not None else None
+
+    def finished_reports(self, since: int = 0) -> list[StepReport]:
+        """Accounts of the finished steps from step `since` on, in order; never waits.
+
+        The last step is finished when its context update is done: its report comes a step later.
+        Only the latest 256 are kept.
+        """
+        return self._accounts.finished(since)
+
+    def all_reports(self, since: int = 0) -> list[StepReport]:
+        """Like `finished_reports`, of all steps: finishes the last chunk, waits for the device."""
+        self.finish_chunk()
+        return self._accounts.all(since)
+
+    @property
     def first_latent_frame(self) -> int:
         """Latent frame at which the next chunk starts."""
         return self.step_index * self.model.grid.frames
 
-    def _make_chunk(self, rays: Tensor) -> Tensor:
-        """Clean latents [1, 16, f, h, w] of the next chunk; its keys and values stay behind."""
+    def _make_chunk(self, rays: Tensor) -> PastChunk:
+        """The next chunk, clean; the memory does not hold it yet."""
         condition = self._first_condition if self.step_index == 0 else self._later_condition
         with self._clock.span("camera"):
             self.model.begin_chunk(rays, condition, self.first_latent_frame)
         clean = self.sampler(self._noise(), self._timed_pass, self._noise)
-        with self._clock.span("context_update"):
-            self.model.update_context(clean)
-        self._remember(PastChunk(self.first_latent_frame, rays, condition, clean))
-        return clean
+        chunk = PastChunk(self.first_latent_frame, rays, condition, clean)
+        self._remember(chunk)
+        return chunk
+
+    def _update_context(self, chunk: PastChunk, account: StepAccount) -> None:
+        """Leaves the chunk's keys and values in the memory and closes the account of its step."""
+        self._unfinished = None
+        with account.clock.span("context_update"):
+            self.model.update_context(chunk.clean)
+        self._book(account)
+        account.close()
+
+    def _drop_chunk(self) -> None:
+        """Does without the last chunk's context update, where it is still to be made."""
+        if self._unfinished is not None:
+            self._unfinished[1].close()
+            self._unfinished = None
+
+    def _book(self, account: StepAccount) -> None:
+        """What conditioner cache and exchange did so far goes on the account of their step."""
+        calls = self.communication.take() if self.communication is not None else []
+        account.add(self.model.conditioner.take_counts(), calls)
 
     def _timed_pass(self, noisy: Tensor, timestep: float) -> Tensor:
         with self._clock.span("pass"):
@@ -214,24 +293,6 @@ class RealtimeSession:
         first[:, :4, 0] = 1
         first[:, 4:, :1] = latent
         return first, later
-
-    def _account(self, frames: int) -> StepReport:
-        times = self._clock.read()
-        counts = self.model.conditioner.take_counts()
-        calls = self.communication.collect() if self.communication is not None else []
-        return StepReport(
-            step=self.step_index,
-            frames=frames,
-            pass_ms=times["pass"],
-            context_update_ms=sum(times["context_update"]),
-            camera_ms=sum(times["camera"]),
-            decode_ms=sum(times["decode"]),
-            total_ms=sum(times["total"]),
-            collectives=total_collectives(calls),
-            conditioner_hits=counts.hits,
-            conditioner_misses=counts.misses,
-            conditioner_bytes=counts.bytes,
-        )
 
     def _check_open(self) -> None:
         if not self._open:

@@ -1,8 +1,10 @@
 """A drive's steps as one picture: where each step's time went, and what communication cost.
 
-Upper panel: a bar a step, stacked from camera to decode, with communication's share of the step as
-a line (its time lies inside the passes). Lower panel, where ranks communicated: its time by
-collective and path. Built on `Figure` alone: the same in a notebook, without a display, in a test.
+Upper panel: a bar a step, its parts stacked in the order in which they come, with a mark where the
+frames were in the caller's hands and communication's share of the step as a line (its time lies
+inside the parts). What of the context update ran beside the decode adds nothing. Lower panel, where
+ranks communicated: its time by collective and path. Built on `Figure` alone: the same in a
+notebook, without a display, in a test.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ INK = "#333a45"
 FAINT = "#d9dde3"
 _CAMERA, _CONTEXT, _DECODE, _OTHER = "#e3a23b", "#3f8f88", "#8a6fb0", "#b9bfc9"
 _PASS_DARK, _PASS_LIGHT = np.array([0.16, 0.34, 0.58]), np.array([0.66, 0.79, 0.92])
-_SHARE = "#b3312c"
+_SHARE, _KEY = "#b3312c", "#111418"
 _CROWD = 80  # more bars than this are drawn without gaps
 _COLLECTIVES = ("#5b7fa6", "#d98c5f", "#7fa65b", "#a65b86", "#8c8c5b", "#5ba6a0")
 
@@ -77,6 +79,7 @@ def _draw_time(
 ) -> None:
     x = np.array([report.step for report in means])
     stack(axes, x, parts(means), slowest, "slowest rank")
+    _draw_key_to_frame(axes, means)
     style(axes, "ms a step")
     totals = np.array([report.total_ms for report in means])
     top = _leave_out_warmup(axes, x, totals if slowest is None else slowest)
@@ -98,10 +101,18 @@ def parts(means: Sequence[StepReport]) -> list[tuple[str, str, list[float]]]:
         colour = to_hex((1 - blend) * _PASS_DARK + blend * _PASS_LIGHT)
         times = [r.pass_ms[n] if n < len(r.pass_ms) else 0.0 for r in means]
         parts.append((f"pass {n + 1}", colour, times))
-    parts.append(("context update", _CONTEXT, [report.context_update_ms for report in means]))
     parts.append(("decode", _DECODE, [report.decode_ms for report in means]))
+    alone = [report.context_update_ms - report.overlap_ms for report in means]
+    parts.append(("context update", _CONTEXT, alone))
     parts.append(("other", _OTHER, [report.other_ms for report in means]))
     return parts
+
+
+def _draw_key_to_frame(axes: Axes, means: Sequence[StepReport]) -> None:
+    if any(report.key_to_frame_ms for report in means):
+        x, y = zip(*((report.step, report.key_to_frame_ms) for report in means), strict=True)
+        mark: dict[str, Any] = {"marker": "_", "ms": 11, "mew": 1.8} if len(x) <= _CROWD else {}
+        axes.plot(x, y, color=_KEY, lw=0.8, ls=":", label="key to frame", **mark)
 
 
 def _draw_share(axes: Axes, means: Sequence[StepReport]) -> None:

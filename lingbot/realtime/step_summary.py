@@ -25,12 +25,14 @@ def figures(report: StepReport) -> Figures:
         "frames": report.frames,
         "frames_per_second": report.frames_per_second,
         "total_ms": report.total_ms,
+        "key_to_frame_ms": report.key_to_frame_ms,
         "camera_ms": report.camera_ms,
     }
     flat |= {f"pass_{n}_ms": elapsed for n, elapsed in enumerate(report.pass_ms, start=1)}
     flat |= {
         "context_update_ms": report.context_update_ms,
         "decode_ms": report.decode_ms,
+        "overlap_ms": report.overlap_ms,
         "other_ms": report.other_ms,
         "communication_ms": report.communication_ms,
         "communication_share": report.communication_share,
@@ -108,6 +110,8 @@ def mean_report(ranks: Sequence[StepReport]) -> StepReport:
         camera_ms=sum(r.camera_ms for r in ranks) / count,
         decode_ms=sum(r.decode_ms for r in ranks) / count,
         total_ms=sum(r.total_ms for r in ranks) / count,
+        key_to_frame_ms=sum(r.key_to_frame_ms for r in ranks) / count,
+        overlap_ms=sum(r.overlap_ms for r in ranks) / count,
         collectives=[
             CollectiveTotal(
                 name=name,

@@ -19,8 +19,10 @@ from lingbot.realtime.step_summary import (
 def step_table(by_rank: Sequence[Sequence[StepReport]], warmup: int = 1, note: str = "") -> Table:
     """Lay out reports [rank][step]: mean over ranks and steps, slowest rank, worst step, share.
 
-    The communication rows are part of the passes above them, not in addition to them. `note` goes
-    into the title, for what the reports cannot say about themselves.
+    The communication rows are part of the passes, decode and context update above them, not in
+    addition to them. Where the context update ran beside the decode, the parts sum to more than the
+    total, by the row that says how much. `note` goes into the title, for what the reports cannot
+    say about themselves.
     """
     means = summarize(by_rank, warmup)
     if not means:
@@ -51,11 +53,14 @@ def step_table(by_rank: Sequence[Sequence[StepReport]], warmup: int = 1, note: s
     add("camera", "camera_ms")
     for number in range(1, len(passes) + 1):
         add(f"pass {number}", f"pass_{number}_ms")
-    add("context update", "context_update_ms")
     add("decode", "decode_ms")
+    add("context update", "context_update_ms")
+    if means["overlap_ms_mean"] > 0:
+        add("  beside the decode", "overlap_ms")
     add("other", "other_ms")
     table.add_section()
     add("total", "total_ms", style="bold")
+    add("key to frame", "key_to_frame_ms")
     table.add_section()
     collectives = [n for n in means if n.startswith("communication/") and n.endswith("/ms_mean")]
     if collectives:

@@ -38,6 +38,7 @@ def test_every_step_is_in_the_csv_while_the_drive_goes_on(tmp_path):
     assert counts == [1, 2, 3, 4]
     row = _rows(tmp_path / "steps.csv")[2]
     assert row["total_ms"] == 360
+    assert row["key_to_frame_ms"] == 320
     assert row["pass_4_ms"] == 50
     assert row["other_ms"] == 10
     assert row["communication_ms"] == 25
@@ -67,6 +68,7 @@ def test_the_table_names_every_part_path_and_the_cache(tmp_path):
     text = console.file.getvalue()
     for words in ("33.3 frames a second", "first 1 left out", "pass 4", "context update", "decode"):
         assert words in text
+    assert "key to frame" in text
     for words in ("to_heads, uniform", "gather, variable", "2.9 KiB", "24 hits, 6 misses, 2.0 KiB"):
         assert words in text
 
@@ -85,7 +87,7 @@ def test_a_module_without_reports_is_refused_with_what_is_missing(tmp_path):
     module = ToyDrive()
     module.session = None
     module.predict_step = lambda batch, batch_idx: None
-    with pytest.raises(TypeError, match=r"session\.report is None, not a StepReport"):
+    with pytest.raises(TypeError, match=r"session is None, which has no finished_reports"):
         drive(tmp_path, module, 1, [RealtimeStepLog(tmp_path)])
 
 
@@ -94,7 +96,8 @@ def test_the_progress_line_says_pace_communication_and_cache(tmp_path):
     drive(tmp_path, ToyDrive(), 3, [StepProgress(console)])
     line = console.file.getvalue()
     assert "3/3" in line
-    assert "33.3 fps · 360 ms · communication 25.0 ms, 7% · cache 24 hits, 6 misses" in line
+    assert "33.3 fps · 360 ms · key to frame 320 ms · communication 25.0 ms, 7% · cache" in line
+    assert "24 hits, 6 misses" in line
     assert describe(step_report(1, rank=3), 3, 4).startswith("rank 3: 25.0 fps")
     assert "communication" not in describe(step_report(1, collectives=False), 0, 1)
 

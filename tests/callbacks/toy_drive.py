@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -30,6 +29,7 @@ def step_report(step: int, rank: int = 0, collectives: bool = True) -> StepRepor
         camera_ms=10.0,
         decode_ms=100.0,
         total_ms=(1000.0 if step == 0 else 360.0) + 40 * rank,
+        key_to_frame_ms=320.0 + 40 * rank,
         collectives=sent if collectives else [],
         conditioner_hits=24,
         conditioner_misses=6,
@@ -46,6 +46,23 @@ def frames_of(step: int, height: int = 96, width: int = 160, length: int = FRAME
     ).astype(np.uint8)
 
 
+class ToySession:
+    """The report of a step is finished when the callbacks have had its frames."""
+
+    def __init__(self) -> None:
+        self.reports: list[StepReport] = []
+        self.finished = 0
+
+    def finish_chunk(self) -> None:
+        self.finished = len(self.reports)
+
+    def finished_reports(self, since: int = 0) -> list[StepReport]:
+        return self.reports[since : self.finished]
+
+    def all_reports(self, since: int = 0) -> list[StepReport]:
+        return self.reports[since:]
+
+
 class ToyDrive(LightningModule):
     """Drives; fails at step `fail_at` with `error`, and reports no communication if told so."""
 
@@ -59,13 +76,17 @@ class ToyDrive(LightningModule):
         self.fail_at = fail_at
         self.error = error
         self.collectives = collectives
-        self.session: Any = SimpleNamespace(report=None)
+        self.session: Any = ToySession()
 
     def predict_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
         if batch_idx == self.fail_at:
             raise self.error("stopped on the way")
-        self.session.report = step_report(batch_idx, self.global_rank, self.collectives)
+        self.session.reports.append(step_report(batch_idx, self.global_rank, self.collectives))
         return torch.from_numpy(frames_of(batch_idx))
+
+    def on_predict_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if self.session is not None:
+            self.session.finish_chunk()
 
 
 def drive(folder: Path, module: ToyDrive, steps: int, callbacks: list, **options: Any) -> Trainer:

@@ -168,6 +168,22 @@ def test_statistics_stay_float32_when_the_module_is_cast(codec):
     torch.testing.assert_close(codec.float().encode(frames), expected, atol=0.1, rtol=0.1)
 
 
+def test_new_statistics_hold_at_once_and_those_of_an_inference_can_be_trained_with(codec):
+    frames = torch.rand(1, 3, 1, 16, 16)
+    with torch.inference_mode():
+        before = codec.encode(frames)
+    latents = torch.zeros(1, 16, 1, 2, 2, requires_grad=True)
+    codec.stream().decode_unclamped(latents).sum().backward()
+    assert latents.grad.any()
+    codec.set_statistics(torch.zeros(16), torch.ones(16))
+    assert not torch.allclose(codec.encode(frames), before)
+
+
+def test_pictures_are_the_frames_in_8_bits(codec):
+    latents = latents_of(4)
+    assert torch.equal(codec.stream().pictures(latents), frames_to_uint8(codec.decode(latents)))
+
+
 def test_memory_format_changes_only_the_speed(codec, tmp_path):
     codec.save(tmp_path, dtype="float32")
     plain = load_codec(tmp_path, memory_format="contiguous")

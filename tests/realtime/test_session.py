@@ -8,6 +8,7 @@ from lingbot.codec.video import frames_to_uint8
 from lingbot.data.control_stream import ControlStream
 from lingbot.diffusion import FewStepSampler, FlowSchedule
 from lingbot.model import CachedTransformer, KVCacheConfig, LocalExchange
+from lingbot.realtime.account import StepAccount, StepAccounts
 from lingbot.realtime.session import RealtimeSession
 from tests.model.worlds import (
     HEIGHT,
@@ -161,6 +162,90 @@ def test_the_report_accounts_for_the_step():
     parts = sum(report.pass_ms) + report.context_update_ms + report.camera_ms + report.decode_ms
     assert 0 < parts <= report.total_ms
     assert report.collectives == []
+
+
+def test_frames_leave_before_the_context_update_and_their_account_says_when():
+    session = make_session()
+    session.reset(IMAGE, "dusk")
+    update = session.model.update_context
+    session.model.update_context = lambda clean: time.sleep(0.3) or update(clean)
+    session.step(DRIVE[0])
+    assert session.finished_reports() == []
+    session.finish_chunk()
+    (report,) = session.finished_reports()
+    assert report == session.report
+    assert 0 < report.key_to_frame_ms < 300 <= report.context_update_ms
+    assert report.key_to_frame_ms + report.context_update_ms <= 1.1 * report.total_ms
+    assert report.overlap_ms == 0
+    session.step(DRIVE[1])
+    session.step(DRIVE[2])  # must make the update of the step before, and counts it as waiting
+    assert [r.step for r in session.finished_reports(since=1)] == [1]
+    assert [r.step for r in session.all_reports(since=1)] == [1, 2]
+    assert session.report.key_to_frame_ms > 300
+
+
+def test_time_between_a_step_and_the_end_of_its_chunk_is_not_the_steps():
+    session = make_session()
+    session.reset(IMAGE, "dusk")
+    session.step(DRIVE[0])
+    time.sleep(0.5)
+    assert session.report.total_ms < 500
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_when_a_chunk_is_finished_changes_nothing(late):
+    """Also not where the prompt changes, with its history, while the update is still to be made."""
+    events = {1: "no", 2: "noon, grass"}
+    stream = ControlStream.from_actions(
+        "w-20,jw-12,none-12", 3, prompt_events=events, history="recompute"
+    )
+    session = make_session(KVCacheConfig(6, 2))
+    session.reset(IMAGE, "dusk")
+    frames = []
+    for controls in stream:
+        frames.append(session.step(controls))
+        if not late:
+            session.finish_chunk()
+    session.change_prompt("dusk")
+    frames.append(session.step(Controls(actions=("w",) * 12)))
+    expected = drive_updating_at_once(stream, KVCacheConfig(6, 2))
+    assert torch.equal(torch.cat(frames), torch.cat(expected))
+
+
+def drive_updating_at_once(stream, cache) -> list[torch.Tensor]:
+    """The order of old: the context update before the decode."""
+    session = make_session(cache)
+    session.reset(IMAGE, "dusk")
+    send = session._outlet.send
+    session._outlet.send = lambda clean, clock: (
+        session.model.update_context(clean) or send(clean, clock)
+    )
+    session._update_context = lambda chunk, account: account.close()
+    frames = [session.step(controls) for controls in stream]
+    session.change_prompt("dusk")
+    return [*frames, session.step(Controls(actions=("w",) * 12))]
+
+
+def test_a_new_world_or_the_end_drops_a_context_update_that_is_still_to_be_made():
+    session = make_session()
+    session.reset(IMAGE, "dusk")
+    session.step(DRIVE[0])
+    assert torch.equal(torch.cat(drive(session)), torch.cat(drive(make_session())))
+    session.close()
+    session.finish_chunk()
+    assert session.model.memory.frames_visible == 0
+    assert [r.context_update_ms > 0 for r in session.finished_reports()] == [True] * 3 + [False]
+
+
+def test_only_so_many_reports_are_kept():
+    accounts = StepAccounts(kept=2)
+    for step in range(3):
+        account = StepAccount(step, torch.device("cpu"))
+        with account.clock.running():
+            account.handed_out(12)
+        account.close()
+        accounts.append(account)
+    assert [report.step for report in accounts.finished()] == [1, 2]
 
 
 def test_turning_controls_into_rays_counts_as_camera_time():

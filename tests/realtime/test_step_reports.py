@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -35,6 +36,7 @@ def _report(step: int = 1, total: float = 400.0, sent: float | None = 20.0) -> S
         camera_ms=10.0,
         decode_ms=100.0,
         total_ms=total,
+        key_to_frame_ms=0.9 * total,
         collectives=collectives,
         conditioner_hits=24,
         conditioner_misses=6,
@@ -61,6 +63,8 @@ def test_derived_figures_follow_from_the_parts():
     assert report.other_ms == 400 - 60 - 50 - 40 - 10 - 100
     assert report.frames_per_second == pytest.approx(30)
     assert report.communication_share == pytest.approx(0.05)
+    beside = replace(report, overlap_ms=30.0, total_ms=280.0)  # of the update's 40, beside decode
+    assert beside.other_ms == 280 + 30 - 60 - 50 - 40 - 10 - 100
     nothing = StepReport(0, 0, [], 0.0, 0.0, 0.0, 0.0)
     assert (nothing.frames_per_second, nothing.communication_share, nothing.other_ms) == (0, 0, 0)
 
@@ -79,6 +83,7 @@ def test_ranks_are_reduced_to_mean_maximum_and_the_slowest_pace():
     assert reduced["frames_per_second"] == pytest.approx(25)
     mean = mean_report(ranks)
     assert mean.total_ms == 420
+    assert mean.key_to_frame_ms == pytest.approx(378)
     assert mean.communication_ms == pytest.approx(80 / 3)
     assert mean.collectives[0].calls == 40
 
@@ -132,13 +137,24 @@ def test_the_table_shows_the_slowest_rank_only_where_there_are_several():
         step_table([[]])
 
 
+def test_the_table_says_how_much_of_the_context_update_ran_beside_the_decode():
+    console = Console(file=io.StringIO(), width=140)
+    console.print(step_table([[replace(_report(), overlap_ms=30.0)]]))
+    console.print(step_table([[_report()]]))
+    assert console.file.getvalue().count("beside the decode") == 1
+    assert console.file.getvalue().count("key to frame") == 2
+
+
 def test_byte_counts_are_readable():
     shown = [readable_bytes(count) for count in (12, 1536, 5 * 2**20, 3 * 2**30)]
     assert shown == ["12 B", "1.5 KiB", "5.0 MiB", "3.00 GiB"]
 
 
 def test_the_picture_stacks_each_step_up_to_its_total():
-    by_rank = [[_report(s, total=400.0 + s) for s in range(4)], [_report(s) for s in range(4)]]
+    by_rank = [
+        [replace(_report(s, total=400.0 + s), overlap_ms=30.0) for s in range(4)],
+        [_report(s) for s in range(4)],
+    ]
     figure = draw_steps(by_rank)
     time, communication, share = figure.axes[0], figure.axes[1], figure.axes[2]
     tops: dict[float, float] = {}
@@ -148,6 +164,8 @@ def test_the_picture_stacks_each_step_up_to_its_total():
     assert tops == pytest.approx(
         {s: mean_report(r).total_ms for s, r in enumerate(zip(*by_rank, strict=True))}
     )
+    (key,) = (line for line in time.lines if line.get_label() == "key to frame")
+    np.testing.assert_allclose(key.get_ydata(), [0.9 * (400 + s / 2) for s in range(4)])
     assert [bar.get_height() for bar in communication.patches] == [20.0] * 4
     np.testing.assert_allclose(share.lines[-1].get_ydata(), [0.05] * 4, atol=1e-3)
 

@@ -1,0 +1,86 @@
+"""Streaming decode: a video's latents to frames, chunk by chunk, with the codec's causal state.
+
+A `StreamingDecoder` owns that state, so any number of streams can run over one set of weights. It
+always shows the codec one latent frame at a time, so how the latents are cut into chunks cannot
+change a single bit of the frames.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from lingbot.codec.pictures import frames_to_uint8
+
+if TYPE_CHECKING:
+    from lingbot.codec.video import VideoCodec
+
+
+class StreamingDecoder:
+    """Decodes one video chunk by chunk, keeping the codec's causal state between calls."""
+
+    def __init__(self, codec: VideoCodec) -> None:
+        self.codec = codec
+        self._convolutions = sum(isinstance(m, nn.Conv3d) for m in codec.vae.decoder.modules())
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget the video: the next latent frame is a first one again."""
+        self.position = 0  # latent frames decoded so far
+        self._features: list[Any] = [None] * self._convolutions
+        self._shape: tuple[int, ...] | None = None
+
+    def pictures(self, latents: Tensor) -> Tensor:
+        """Next latents `[B, 16, f, h, w]` to uint8 pictures `[B, T, 8h, 8w, 3]`.
+
+        The same as `frames_to_uint8(decode(latents))`, but no chunk is ever held in float.
+        """
+        return torch.cat([frames_to_uint8(frames) for frames in self._decoded(latents)], dim=1)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Next latents `[B, 16, f, h, w]` to frames `[B, 3, T, 8h, 8w]`, float32 in [-1, 1].
+
+        T is 4f, or 4(f-1)+1 at the start of a video.
+
+        Raises:
+            ValueError: latents of another shape than the codec's or than the stream began with.
+        """
+        return self.decode_unclamped(latents).clamp(-1, 1)
+
+    def decode_unclamped(self, latents: Tensor) -> Tensor:
+        """Like `decode`, but frames may leave [-1, 1]: keeps the gradient there (training)."""
+        return torch.cat(list(self._decoded(latents)), dim=2).float()
+
+    def _decoded(self, latents: Tensor) -> Iterator[Tensor]:
+        """Video frames `[B, 3, 1 or 4, 8h, 8w]` of one latent frame after the other."""
+        self._check(latents)
+        codec = self.codec
+        x = codec.vae.post_quant_conv(codec._laid_out(codec.denormalise(latents)))
+        patch = codec.vae.config.patch_size or 1
+        for frame in x.split(1, dim=2):
+            out = self._decode_frame(frame, first=self.position == 0)
+            self.position += 1
+            yield rearrange(out, "b (c q p) t h w -> b c t (h p) (w q)", p=patch, q=patch)
+
+    def _decode_frame(self, x: Tensor, first: bool) -> Tensor:
+        """One latent frame `[B, 16, 1, h, w]` through the decoder, updating the causal state."""
+        decoder = self.codec.vae.decoder
+        return decoder(x, feat_cache=self._features, feat_idx=[0], first_chunk=first)
+
+    def _check(self, latents: Tensor) -> None:
+        channels = self.codec.latent_channels
+        if latents.dim() != 5 or latents.shape[1] != channels:
+            raise ValueError(
+                f"latents must be [batch, {channels}, F, h, w], got {tuple(latents.shape)}."
+            )
+        batch, _, _, height, width = latents.shape
+        if self._shape not in (None, (batch, height, width)):
+            raise ValueError(
+                f"latents of batch, height, width {(batch, height, width)} do not continue a "
+                f"stream of {self._shape}; call reset() or take a new stream() for another video."
+            )
+        self._shape = (batch, height, width)
