@@ -15,7 +15,13 @@ from lingbot.codec.split import SplitDecoder
 from lingbot.data.blockworld import render
 from lingbot.data.blockworld_clips import draw_drive
 from lingbot.diffusion import FewStepSampler, FlowMatching, FlowSchedule
-from lingbot.model import CachedTransformer, KVCacheConfig, LocalExchange
+from lingbot.model import (
+    CachedTransformer,
+    CausalLingBotTransformer,
+    KVCacheConfig,
+    LocalExchange,
+)
+from lingbot.model.initialisation import return_the_noise
 from lingbot.parallel.communication_log import CommunicationLog
 from lingbot.parallel.exchange import SequenceExchange
 from lingbot.parallel.splits import even_splits
@@ -245,3 +251,18 @@ def test_the_image_of_a_session_may_lie_on_the_cpu() -> None:
     driven = session("cuda")
     driven.reset(IMAGE, "dusk")
     assert driven.step(next(iter(DRIVE))).device.type == "cpu"
+
+
+def test_training_on_a_gpu_begins_where_it_does_on_the_cpu() -> None:
+    """Lightning builds modules on their device; the least squares must not notice."""
+    flows = []
+    for device in ("cpu", "cuda"):
+        torch.manual_seed(0)
+        with torch.device(device):
+            transformer = CausalLingBotTransformer(SMALL)
+            return_the_noise(transformer)
+        weight = transformer.head.head.weight
+        assert weight.device.type == device
+        assert weight.abs().max() < 10
+        flows.append(weight.norm().item())
+    assert flows[1] == pytest.approx(flows[0], rel=0.5)

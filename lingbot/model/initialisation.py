@@ -50,17 +50,20 @@ def _invert_patch_embedding(transformer: CausalLingBotTransformer) -> None:
     """Head weights that recover a patch's noise from its embedding, through the norm between."""
     config = transformer.config
     embedding = transformer.patch_embedding
-    patch = config.patch_size[1] * config.patch_size[2]
-    noise = torch.randn(SAMPLES, config.out_channels, patch)
-    rest = torch.zeros(SAMPLES, config.in_channels - config.out_channels, patch)
     assert embedding.bias is not None
-    x = F.linear(
-        torch.cat([noise, rest], dim=1).flatten(1).to(embedding.weight),
-        embedding.weight.flatten(1),
-        embedding.bias,
+    patch = config.patch_size[1] * config.patch_size[2]
+    # on the CPU whatever the device: noise spans a few of the embedding's directions, and CUDA's
+    # least squares takes full rank for granted
+    weight, bias = (
+        x.detach().double().cpu() for x in (embedding.weight.flatten(1), embedding.bias)
     )
-    x = F.layer_norm(x.float(), (config.dim,), eps=config.eps)
-    target = noise.transpose(1, 2).flatten(1).to(x)  # channels are fastest in the head
-    solution = torch.linalg.lstsq(F.pad(x, (0, 1), value=1.0), target).solution
+    exact = {"dtype": torch.float64, "device": "cpu"}
+    noise = torch.randn(SAMPLES, config.out_channels, patch, **exact)
+    rest = torch.zeros(SAMPLES, config.in_channels - config.out_channels, patch, **exact)
+    x = F.linear(torch.cat([noise, rest], dim=1).flatten(1), weight, bias)
+    x = F.layer_norm(x, (config.dim,), eps=config.eps)
+    target = noise.transpose(1, 2).flatten(1)  # channels are fastest in the head
+    padded = F.pad(x, (0, 1), value=1.0)
+    solution = torch.linalg.lstsq(padded, target, driver="gelsd").solution
     transformer.head.head.weight.copy_(solution[:-1].T)
     transformer.head.head.bias.copy_(solution[-1])

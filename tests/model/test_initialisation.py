@@ -21,6 +21,13 @@ def test_a_pass_returns_its_noise_before_any_training():
     assert (flow - noise).square().mean() < 0.2 * noise.square().mean()
 
 
+def test_the_head_takes_the_smallest_weights_that_return_the_noise():
+    """The noise spans few directions of the embedding: along the others weights could be anything."""
+    transformer = small_transformer(WIDE)
+    return_the_noise(transformer)
+    assert 0.1 < transformer.head.head.weight.abs().max() < 3
+
+
 def test_training_begins_far_below_the_default_initialisation():
     losses = []
     for initialise in (lambda transformer: None, return_the_noise):
