@@ -12,6 +12,9 @@ import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+from scipy import stats
+
 CONFIDENCE = 0.95
 
 
@@ -48,7 +51,7 @@ def interval(values: Sequence[float], confidence: float = CONFIDENCE) -> Interva
     if len(values) == 1:
         return Interval(mean, -math.inf, math.inf)
     error = statistics.stdev(values) / math.sqrt(len(values))
-    half = error * student_quantile(confidence, len(values) - 1)
+    half = error * float(stats.t.ppf((1 + confidence) / 2, len(values) - 1))
     return Interval(mean, mean - half, mean + half)
 
 
@@ -60,35 +63,5 @@ def paired(base: Sequence[float], other: Sequence[float]) -> tuple[Interval, Int
 
 
 def percentile(values: Sequence[float], percent: float) -> float:
-    """Linear between the nearest ranks, as NumPy has it."""
-    ordered = sorted(values)
-    place = (len(ordered) - 1) * percent / 100
-    below = math.floor(place)
-    above = min(below + 1, len(ordered) - 1)
-    return ordered[below] + (place - below) * (ordered[above] - ordered[below])
-
-
-def student_quantile(confidence: float, freedom: int) -> float:
-    """t with P(|T| <= t) = confidence, by bisection."""
-    low, high = 0.0, 1.0
-    while student_inside(high, freedom) < confidence:
-        high *= 2
-    for _ in range(80):
-        middle = (low + high) / 2
-        inside = student_inside(middle, freedom)
-        low, high = (middle, high) if inside < confidence else (low, middle)
-    return high
-
-
-def student_inside(t: float, freedom: int) -> float:
-    """P(|T| <= t) of Student's distribution (Abramowitz and Stegun, 26.7.3 and 26.7.4)."""
-    angle = math.atan(t / math.sqrt(freedom))
-    cosine, sine = math.cos(angle), math.sin(angle)
-    odd = freedom % 2
-    if freedom == 1:
-        return 2 * angle / math.pi
-    term = total = cosine if odd else 1.0
-    for n in range(2 if not odd else 3, freedom - 1, 2):
-        term *= cosine**2 * (n - 1) / n
-        total += term
-    return 2 / math.pi * (angle + sine * total) if odd else sine * total
+    """Linear between the nearest ranks."""
+    return float(np.percentile(values, percent))

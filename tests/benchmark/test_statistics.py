@@ -7,7 +7,6 @@ from lingbot.benchmark.statistics import (
     interval,
     paired,
     percentile,
-    student_quantile,
     turns,
 )
 
@@ -17,15 +16,6 @@ def test_settings_take_turns_and_every_other_round_goes_backwards():
     assert order == "ABCCBAABCCBA"
     assert "".join("AB"[setting] for _, setting in turns(2, 2)) == "ABBA"
     assert [session for session, _ in turns(2, 2)] == [0, 0, 1, 1]
-
-
-@pytest.mark.parametrize(
-    ("confidence", "freedom", "quantile"),
-    [(0.95, 1, 12.7062), (0.95, 2, 4.3027), (0.95, 3, 3.1824), (0.95, 5, 2.5706),
-     (0.95, 30, 2.0423), (0.99, 7, 3.4995), (0.95, 1000, 1.9623)],
-)  # fmt: skip
-def test_quantiles_are_those_of_the_tables(confidence, freedom, quantile):
-    assert student_quantile(confidence, freedom) == pytest.approx(quantile, abs=1e-4)
 
 
 def test_95_of_100_intervals_hold_the_true_mean():

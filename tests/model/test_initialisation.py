@@ -22,7 +22,7 @@ def test_a_pass_returns_its_noise_before_any_training():
 
 
 def test_the_head_takes_the_smallest_weights_that_return_the_noise():
-    """The noise spans few directions of the embedding: along the others weights could be anything."""
+    """Along directions that the noise does not span, weights could be anything."""
     transformer = small_transformer(WIDE)
     return_the_noise(transformer)
     assert 0.1 < transformer.head.head.weight.abs().max() < 3
