@@ -151,10 +151,11 @@ class VideoCodec(nn.Module):
         if device not in self._statistics_on:
             config = self.vae.config
             with torch.inference_mode(False):  # they outlive the mode of the first caller
-                self._statistics_on[device] = (
-                    torch.tensor(config.latents_mean, device=device).view(-1, 1, 1, 1),
-                    torch.tensor(config.latents_std, device=device).view(-1, 1, 1, 1),
+                mean, std = (
+                    torch.tensor(values, dtype=torch.float32, device=device).view(-1, 1, 1, 1)
+                    for values in (config.latents_mean, config.latents_std)
                 )
+            self._statistics_on[device] = mean, std
         return self._statistics_on[device]
 
     def _laid_out(self, x: Tensor) -> Tensor:

@@ -57,12 +57,11 @@ def _invert_patch_embedding(transformer: CausalLingBotTransformer) -> None:
     weight, bias = (
         x.detach().double().cpu() for x in (embedding.weight.flatten(1), embedding.bias)
     )
-    exact = {"dtype": torch.float64, "device": "cpu"}
-    noise = torch.randn(SAMPLES, config.out_channels, patch, **exact)
-    rest = torch.zeros(SAMPLES, config.in_channels - config.out_channels, patch, **exact)
-    x = F.linear(torch.cat([noise, rest], dim=1).flatten(1), weight, bias)
+    noise = torch.randn(SAMPLES, config.in_channels, patch, dtype=torch.float64, device="cpu")
+    noise[:, config.out_channels :] = 0  # mask and image
+    x = F.linear(noise.flatten(1), weight, bias)
     x = F.layer_norm(x, (config.dim,), eps=config.eps)
-    target = noise.transpose(1, 2).flatten(1)  # channels are fastest in the head
+    target = noise[:, : config.out_channels].transpose(1, 2).flatten(1)  # channels fastest
     padded = F.pad(x, (0, 1), value=1.0)
     solution = torch.linalg.lstsq(padded, target, driver="gelsd").solution
     transformer.head.head.weight.copy_(solution[:-1].T)
