@@ -181,10 +181,8 @@ class KVCache:
             raise RuntimeError("the memory holds no chunk yet: call begin_chunk before a pass")
         tokens = self.grid.tokens_per_frame
         slots = [slice(slot * tokens, (slot + count) * tokens) for _, slot, count in self._runs]
-        keys, values = self._memory[layer].unbind(0)
-        return torch.cat([keys[:, s] for s in slots], 1), torch.cat(
-            [values[:, s] for s in slots], 1
-        )
+        rows = torch.cat([self._memory[layer][:, :, own] for own in slots], dim=2)
+        return rows[0], rows[1]
 
     def visible(self, layer: int) -> tuple[Tensor, Tensor]:
         """Views of the filled slots: keys and values [B, visible tokens, h, D]."""
