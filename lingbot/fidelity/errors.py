@@ -159,10 +159,12 @@ def measure(
     worlds = Worlds(device, seed)
     first, *others = settings
     reference = record(worlds.module(first), drive, layers, _progress(tell, first.label, drive))
+    release_memory(device)  # the session's, also where the weights stay
     drifts = []
     for setting in others:
         progress = _progress(tell, setting.label, drive)
         chunks = compare(worlds.module(setting), drive, reference, layers, progress)
+        release_memory(device)
         drifts.append(SettingDrift(setting.label, chunks))
     return drifts
 
@@ -171,7 +173,6 @@ def record(
     module: LingBotModule, drive: LongDrive, layers: Sequence[int], progress: Callable[[int], None]
 ) -> list[ChunkRecord]:
     """The reference's drive, kept whole on the CPU."""
-    release_memory(module.device)
     recorded = []
     with module.new_session(drive.image, drive.prompt, drive.seed) as session:
         for chunk in drive_freely(session, drive, layers):
@@ -188,7 +189,6 @@ def compare(
     progress: Callable[[int], None],
 ) -> tuple[ChunkDrift, ...]:
     """Another setting's drive against the recorded one, free and forced, in one session."""
-    release_memory(module.device)
     given = [chunk.inputs for chunk in reference]
     with module.new_session(drive.image, drive.prompt, drive.seed) as session:
         forced = [

@@ -65,13 +65,13 @@ def build_plan(cfg: DictConfig, overrides: Sequence[str]) -> Plan:
         raise ValueError(f"num_chunks={cfg.num_chunks}: give 1 or more realtime steps")
     device = choose_device(cfg.device)
     composed = configurations(cfg, overrides)
-    for _, one in composed:
-        check_files(one)
     settings = tuple(
         with_dtype(Setting(label, plain(one.module), one.dtype), device.type)
         for label, one in composed
     )
     check_same_world(cfg.compare, settings)
+    for _, one in composed:
+        check_files(one)
     modules: list[LingBotModule] = [instantiate(s.module, _convert_="all") for s in settings]
     for module in modules:
         check_history(module, range(cfg.num_chunks))
