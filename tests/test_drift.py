@@ -266,6 +266,17 @@ def test_the_table_names_every_figure_and_the_picture_takes_several_settings():
     assert len(labels) == 2 * 3
 
 
+def test_settings_far_apart_are_drawn_on_a_logarithmic_scale():
+    near, far, none = (
+        SettingDrift(f"kernels={error}", (chunk(1, 1.0, error),)) for error in (1e-7, 0.1, 0.0)
+    )
+    scales = [
+        draw_drifts(drifts, "title").axes[1].get_yscale()
+        for drifts in ([near, far], [far], [none, far])
+    ]
+    assert scales == ["log", "linear", "linear"]
+
+
 def test_a_relative_error_is_of_the_reference():
     true = torch.tensor([3.0, 4.0])
     assert relative_error(true, true) == 0

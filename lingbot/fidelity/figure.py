@@ -6,6 +6,7 @@ import math
 import textwrap
 from collections.abc import Sequence
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
@@ -15,6 +16,7 @@ from lingbot.fidelity.errors import FRAMES, LATENTS, SettingDrift
 from lingbot.realtime.step_figure import INK, style
 
 PICTURE = "drift.png"
+MANY_TIMES = 200
 _SETTINGS = ("#b3312c", "#2f5d9b", "#3f8f88", "#8a6fb0", "#e3a23b", "#111418")
 _DASHES = {"keys": "-", "values": (0, (3, 2)), "latents": (0, (1, 1))}
 
@@ -41,7 +43,7 @@ def draw_drifts(drifts: Sequence[SettingDrift], title: str) -> Figure:
         axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, fontsize=8,
                     labelcolor=INK)  # fmt: skip
     for axes in (free, forced):
-        axes.set_ylim(bottom=0)
+        _choose_scale(axes)
     forced.set_xlabel("chunk", color=INK)
     forced.xaxis.set_major_locator(MaxNLocator(integer=True))
     lines = textwrap.fill(title, int(9 * figure.get_figwidth()), subsequent_indent="  ")
@@ -64,6 +66,15 @@ def _draw_errors(axes: Axes, drift: SettingDrift, history: str, colour: str, nam
         y = drift.series(LATENTS)
         ink = colour if named else INK
         axes.plot(x, y, color=ink, lw=1.2, ls=_DASHES["latents"], label=f"{which}clean latents")
+
+
+def _choose_scale(axes: Axes) -> None:
+    """From zero on; logarithmic where settings are so far apart that one would lie on the floor."""
+    heights = np.concatenate([np.asarray(line.get_ydata(), float) for line in axes.get_lines()])
+    if 0 < MANY_TIMES * heights.min() < heights.max():
+        axes.set_yscale("log")
+    else:
+        axes.set_ylim(bottom=0)
 
 
 def _colours(count: int) -> list[str]:
