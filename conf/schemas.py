@@ -268,6 +268,20 @@ class Bench(World):
 
 
 @dataclass
+class Drift(World):
+    """Options of lingbot-drift."""
+
+    compare: str | None = None
+    num_chunks: int = MISSING
+    scene: int = MISSING
+    image: str | None = None
+    prompt: str | None = None
+    layers: list[int] | None = None
+    device: str = MISSING
+    dtype: str = MISSING
+
+
+@dataclass
 class Train(Run):
     """Options of lingbot-train."""
 
@@ -302,6 +316,7 @@ def register_schemas() -> None:
     store.store(name="train_schema", node=Train)
     store.store(name="evaluate_schema", node=Evaluate)
     store.store(name="bench_schema", node=Bench)
+    store.store(name="drift_schema", node=Drift)
     for group, schemas in GROUPS.items():
         for name, node in schemas.items():
             store.store(group=group, name=name, node=node)

@@ -23,7 +23,7 @@ from lingbot.benchmark.environment import environment
 from lingbot.benchmark.figure import PICTURE, draw_results
 from lingbot.benchmark.plan import Plan, build_plan, check_setting
 from lingbot.benchmark.ranks import measure_on
-from lingbot.benchmark.report import JSON, differences_table, name_of, results_table, write_json
+from lingbot.benchmark.report import JSON, differences_table, name_of, results_table, write_results
 from lingbot.benchmark.results import Result, alone, results
 from lingbot.benchmark.settings import Setting, configurations, setting_of
 from lingbot.drive import check_files
@@ -92,7 +92,7 @@ def bench(cfg: DictConfig, overrides: Sequence[str] | None = None) -> list[Resul
             "configuration": OmegaConf.to_container(cfg, resolve=True),
             "compared": [asdict(setting) for setting in settings],
         }
-        write_json(folder / JSON, circumstances, among)
+        write_results(folder / JSON, circumstances, among)
         draw_results(among, command).savefig(folder / PICTURE)
         log_results(loggers, among, folder / PICTURE)
     finally:

@@ -11,7 +11,6 @@ import time
 from pathlib import Path
 
 import lightning as L
-import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig
@@ -19,6 +18,7 @@ from rich.console import Console
 from rich.progress import track
 
 from lingbot.data.blockworld_clips import BlockWorldClips
+from lingbot.device import choose_device, device_name
 from lingbot.drive import check_history
 from lingbot.launch import check_seed, refusing, run_command, run_folder
 from lingbot.module import LingBotModule
@@ -140,24 +140,6 @@ def check_scenes(cfg: DictConfig) -> None:
         if wrong or (name == "chunks" and not values):
             limit = f"from {low} to {high}" if high else f"{low} or more"
             raise ValueError(f"{name}={cfg[name]}: give numbers {limit}")
-
-
-def choose_device(name: str) -> torch.device:
-    """The device that was asked for; `auto` takes CUDA where it can."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name.split(":")[0] not in ("cpu", "cuda"):
-        raise ValueError(f"device={name!r}: choose auto, cpu, cuda or cuda:N")
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise ValueError(f"device={name!r}: there is no CUDA device here, choose auto or cpu")
-    return torch.device(name)
-
-
-def device_name(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    threads = torch.get_num_threads()
-    return f"CPU, {threads} thread{'s' if threads > 1 else ''}"
 
 
 def command() -> str:

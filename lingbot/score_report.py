@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import math
-import os
 import platform
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -18,6 +15,7 @@ from rich.table import Table
 
 import lingbot
 from lingbot.data.contact_sheet import draw_contact_sheet, spread_frames
+from lingbot.json_file import write_json
 from lingbot.scores import DrivenScene, SceneScore, Summary
 
 METRICS = "metrics.json"
@@ -56,9 +54,7 @@ def write_metrics(
         "chunks": [_plain(summary) for summary in summaries],
         "squared_errors": [asdict(score) for score in scores],
     }
-    unfinished = path.with_name(path.name + ".partial")
-    unfinished.write_text(json.dumps(_finite(metrics), indent=1, allow_nan=False) + "\n")
-    os.replace(unfinished, path)
+    write_json(path, metrics)
 
 
 def draw_scenes(scenes: Sequence[DrivenScene], columns: int, fps: int) -> Image.Image:
@@ -93,11 +89,3 @@ def _plain(summary: Summary) -> dict[str, Any]:
         "scenes_followed": summary.followed,
         "scenes_compared": summary.compared,
     }
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _finite(entry) for key, entry in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(entry) for entry in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -27,7 +27,7 @@ CONF = REPOSITORY / "conf"
 CHOICES = sorted(
     (path.parent.name, path.stem) for path in CONF.glob("*/*.yaml") if path.parent.name != "hydra"
 )
-COMMANDS = ("bench", "evaluate", "generate", "train")
+COMMANDS = ("bench", "drift", "evaluate", "generate", "train")
 OF_TRAINING = ("objective", "optimizer", "scheduler", "data")
 # what a choice stands on: a codec to train, weights to load
 NEEDS = {

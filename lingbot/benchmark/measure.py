@@ -1,19 +1,15 @@
 """What one rank does: builds the settings, drives their sessions in turns, keeps every step.
 
-One world's weights and one session's history are alive at a time, so that a comparison at full size
-needs no more memory than a drive. Settings that are built from the same nodes share transformer,
-codec and text encoder; another setting's are built anew from the same seed.
+One session's history is alive at a time, over one world's weights (see `lingbot.benchmark.worlds`),
+so that a comparison at full size needs no more memory than a drive.
 """
 
 from __future__ import annotations
 
-import gc
 import resource
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from itertools import islice
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -21,7 +17,7 @@ from hydra.utils import instantiate
 from torch import Tensor
 
 from lingbot.benchmark.flops import StepFlops
-from lingbot.benchmark.inputs import WithoutDecoder, random_controls, random_picture
+from lingbot.benchmark.inputs import random_controls, random_picture
 from lingbot.benchmark.plan import DTYPES, Plan, build_strategy, steady_step
 from lingbot.benchmark.records import (
     Floor,
@@ -33,47 +29,12 @@ from lingbot.benchmark.records import (
 from lingbot.benchmark.roofline import StepShape, measure_floor
 from lingbot.benchmark.settings import Setting
 from lingbot.benchmark.statistics import percentile, turns
+from lingbot.benchmark.worlds import Worlds, release_memory
 from lingbot.camera.controls import Controls
 from lingbot.module import LingBotModule
 from lingbot.realtime.session import RealtimeSession
 
 PROMPT = "noon, grass"
-# what a module passes on to its sessions; everything else may shape what is built
-OF_A_SESSION = ("camera", "sampler", "kv_cache", "conditioner_cache", "decode")
-
-
-class Worlds:
-    """Modules over built parts, of which one set is alive at a time."""
-
-    def __init__(self, device: torch.device, seed: int) -> None:
-        self.device, self.seed = device, seed
-        self._nodes: object = None
-        self._parts: dict[str, Any] = {}
-
-    def module(self, setting: Setting) -> LingBotModule:
-        """The setting's module, with the parts of the last one where their nodes are equal."""
-        module: LingBotModule = instantiate(setting.module, _convert_="all")
-        built_from = {k: v for k, v in setting.module.items() if k not in OF_A_SESSION}
-        nodes = (built_from, setting.dtype)
-        if nodes != self._nodes:
-            self._nodes, self._parts = None, {}
-            release_memory(self.device)
-            self._parts, self._nodes = self._build(setting), nodes
-        for name, part in self._parts.items():
-            setattr(module, name, part)
-        if not setting.decode:
-            module.codec, module.decode = WithoutDecoder(module.codec), "whole"
-        return module
-
-    def _build(self, setting: Setting) -> dict[str, Any]:
-        """As Lightning builds for `precision=bf16-true`: in the dtype, on the device."""
-        module: LingBotModule = instantiate(setting.module, _convert_="all")
-        torch.manual_seed(self.seed)
-        with default_dtype(DTYPES[setting.dtype]), self.device:
-            module.configure_model()
-        module.to(self.device).eval().requires_grad_(False)
-        names = ("transformer", "text_encoder", "codec")
-        return {name: getattr(module, name) for name in names}
 
 
 class Measurement:
@@ -206,21 +167,3 @@ def peak_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-
-
-def release_memory(device: torch.device) -> None:
-    """What nothing holds any more goes back before the next large allocation."""
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
-
-
-@contextmanager
-def default_dtype(dtype: torch.dtype) -> Iterator[None]:
-    """New parameters are made in this dtype."""
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)

@@ -114,12 +114,7 @@ def check_setting(setting: Setting, plan: Plan) -> Setting:
     Raises:
         ValueError: for a setting that cannot be built, driven or split over the planned ranks.
     """
-    where = "" if "=" not in setting.label else f"{setting.label}: "
-    dtype = setting.dtype
-    if dtype == "auto":
-        dtype = "bfloat16" if plan.device == "cuda" else "float32"
-    if dtype not in DTYPES:
-        raise ValueError(f"{where}dtype={dtype!r}: choose auto or one of {', '.join(DTYPES)}")
+    setting = with_dtype(setting, plan.device)
     module: LingBotModule = instantiate(setting.module, _convert_="all")
     steady_step(module.kv_cache, module.grid.frames)
     module.camera.chunk(next(random_controls(module.grid.frames, plan.seed)))
@@ -127,6 +122,21 @@ def check_setting(setting: Setting, plan: Plan) -> Setting:
     for ranks in plan.ranks:
         check_heads(module.config.num_heads, ranks)
         choose_path(even_splits(module.grid.tokens, ranks), strategy.uniform_fast_path)
+    return setting
+
+
+def with_dtype(setting: Setting, device: str) -> Setting:
+    """The setting with its dtype decided, for a cpu or cuda device.
+
+    Raises:
+        ValueError: for an unknown dtype.
+    """
+    where = "" if "=" not in setting.label else f"{setting.label}: "
+    dtype = setting.dtype
+    if dtype == "auto":
+        dtype = "bfloat16" if device == "cuda" else "float32"
+    if dtype not in DTYPES:
+        raise ValueError(f"{where}dtype={dtype!r}: choose auto or one of {', '.join(DTYPES)}")
     return replace(setting, dtype=dtype)
 
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import math
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -21,6 +19,7 @@ from lingbot.benchmark.results import (
     difference,
 )
 from lingbot.benchmark.statistics import Interval
+from lingbot.json_file import write_json
 from lingbot.realtime.step_table import readable_bytes
 
 JSON = "bench.json"
@@ -99,7 +98,7 @@ def differences_table(among: Sequence[Result]) -> Table | None:
     return table
 
 
-def write_json(path: Path, circumstances: dict[str, Any], among: Sequence[Result]) -> None:
+def write_results(path: Path, circumstances: dict[str, Any], among: Sequence[Result]) -> None:
     """Everything, whole or not at all; numbers that are not finite become null."""
     report = {
         **circumstances,
@@ -114,9 +113,7 @@ def write_json(path: Path, circumstances: dict[str, Any], among: Sequence[Result
             for first, other in comparisons(among)
         ],
     }
-    unfinished = path.with_name(path.name + ".partial")
-    unfinished.write_text(json.dumps(_finite(report), indent=1, allow_nan=False) + "\n")
-    os.replace(unfinished, path)
+    write_json(path, report)
 
 
 def heading(result: Result) -> str:
@@ -203,11 +200,3 @@ def _caption(among: Sequence[Result]) -> str:
         "as warm-up; ± 95% confidence over sessions; means over ranks; communication lies inside "
         "the passes; the floor is matmuls, attention and exchange alone"
     )
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _finite(entry) for key, entry in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(entry) for entry in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

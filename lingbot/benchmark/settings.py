@@ -1,14 +1,14 @@
 """From `compare=KEY:[a,b,...]` to the settings that take turns, each composed by Hydra anew.
 
-KEY is any option or group of `conf/bench.yaml`, so knobs that do not exist yet can be compared too.
-A setting is plain data: it travels to the ranks, which build it there.
+KEY is any option or group of the command's YAML file, so knobs that do not exist yet can be
+compared too. A setting is plain data: it travels to the ranks, which build it there.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from hydra.errors import HydraException
@@ -20,8 +20,9 @@ COMPARE = re.compile(r"\s*([A-Za-z_][\w./@-]*)\s*:\s*\[(.*)\]\s*", re.DOTALL)
 AS_CONFIGURED = "as configured"
 # the measurement itself: it must be the same for everything that is compared
 OF_THE_RUN = (
-    "command", "compare", "device", "experiment", "logger", "paths", "ranks", "seed", "sessions",
-    "steps", "threads", "timeout_s", "warmup_steps",
+    "command", "compare", "device", "experiment", "image", "layers", "logger", "num_chunks",
+    "paths", "prompt", "ranks", "scene", "seed", "sessions", "steps", "threads", "timeout_s",
+    "warmup_steps",
 )  # fmt: skip
 
 
@@ -32,21 +33,22 @@ class Setting:
     Args:
         label: `KEY=VALUE` as it was asked for.
         module: the node that makes the `LingBotModule`.
-        strategy: the node that makes the strategy, of which the exchange is asked.
-        decode: whether frames are made.
         dtype: of the transformer: float32, bfloat16, or auto.
+        strategy: the node that makes the strategy, of which the exchange is asked; empty where one
+            rank does everything.
+        decode: whether frames are made.
     """
 
     label: str
     module: dict[str, Any]
-    strategy: dict[str, Any]
-    decode: bool
     dtype: str
+    strategy: dict[str, Any] = field(default_factory=dict)
+    decode: bool = True
 
 
 def setting_of(cfg: DictConfig, label: str = AS_CONFIGURED) -> Setting:
-    """The setting that a composed configuration describes."""
-    return Setting(label, _plain(cfg.module), _plain(cfg.strategy), cfg.decode, cfg.dtype)
+    """The setting that a composed configuration of lingbot-bench describes."""
+    return Setting(label, plain(cfg.module), cfg.dtype, plain(cfg.strategy), cfg.decode)
 
 
 def configurations(cfg: DictConfig, overrides: Sequence[str]) -> list[tuple[str, DictConfig]]:
@@ -66,12 +68,12 @@ def configurations(cfg: DictConfig, overrides: Sequence[str]) -> list[tuple[str,
     made = []
     for value in values:
         try:
-            made.append((f"{key}={value}", compose_command("bench", [*kept, f"{key}={value}"])))
+            made.append((f"{key}={value}", compose_command(cfg.command, [*kept, f"{key}={value}"])))
         except HydraException as error:
             said = " ".join(str(error).split())
             raise ValueError(
                 f"compare={cfg.compare!r}: {key}={value} does not compose ({said}); KEY is an "
-                "option or a group of lingbot-bench, see lingbot-bench --help"
+                f"option or a group of lingbot-{cfg.command}, see lingbot-{cfg.command} --help"
             ) from error
     return made
 
@@ -110,7 +112,8 @@ def split_values(text: str) -> list[str]:
     return [part.strip() for part in parts]
 
 
-def _plain(node: DictConfig) -> dict[str, Any]:
+def plain(node: DictConfig) -> dict[str, Any]:
+    """A node as plain values, resolved."""
     values = OmegaConf.to_container(node, resolve=True, throw_on_missing=True)
     assert isinstance(values, dict)
     return {str(key): value for key, value in values.items()}

@@ -171,6 +171,19 @@ class KVCache:
             keys[:, target].copy_(k[:, 0, source])
             values[:, target].copy_(v[:, 0, source])
 
+    def of_chunk(self, layer: int) -> tuple[Tensor, Tensor]:
+        """Copies of the current chunk's keys and values [B, S, h, D], as its last pass left them.
+
+        Raises:
+            RuntimeError: before the first chunk.
+        """
+        if not self._runs:
+            raise RuntimeError("the memory holds no chunk yet: call begin_chunk before a pass")
+        tokens = self.grid.tokens_per_frame
+        slots = [slice(slot * tokens, (slot + count) * tokens) for _, slot, count in self._runs]
+        rows = torch.cat([self._memory[layer][:, :, own] for own in slots], dim=2)
+        return rows[0], rows[1]
+
     def visible(self, layer: int) -> tuple[Tensor, Tensor]:
         """Views of the filled slots: keys and values [B, visible tokens, h, D]."""
         filled = self._memory[layer][:, :, : self.frames_visible * self.grid.tokens_per_frame]

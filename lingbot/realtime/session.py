@@ -78,6 +78,7 @@ class RealtimeSession:
         self._past: list[PastChunk] = []
         self._unfinished: tuple[PastChunk, StepAccount] | None = None
         self._open = False
+        self.last_chunk: PastChunk | None = None  # of the last step, to make its update elsewhere
 
     @torch.inference_mode(False)
     @torch.no_grad()
@@ -98,6 +99,7 @@ class RealtimeSession:
         self.camera.reset()
         self._outlet.reset()
         self._past.clear()
+        self.last_chunk = None
         self._accounts.clear()
         self.step_index = 0
         self._generator.manual_seed(seed)
@@ -187,6 +189,7 @@ class RealtimeSession:
         self.finish_chunk()
         self.model.memory.pretend(step * self.model.grid.frames, self._generator)
         self._past.clear()
+        self.last_chunk = None
         self.step_index = step
 
     def close(self) -> None:
@@ -198,6 +201,7 @@ class RealtimeSession:
         self._open = False
         self._drop_chunk()
         self._past.clear()
+        self.last_chunk = None
         self.model.reset()
         if self.communication is not None:
             self.communication.stop()
@@ -246,6 +250,7 @@ class RealtimeSession:
         clean = self.sampler(self._noise(), self._timed_pass, self._noise)
         chunk = PastChunk(self.first_latent_frame, rays, condition, clean)
         self._remember(chunk)
+        self.last_chunk = chunk
         return chunk
 
     def _update_context(self, chunk: PastChunk, account: StepAccount) -> None:

@@ -12,10 +12,10 @@ from PIL import Image
 from rich.console import Console
 
 from lingbot.bench import bench, prepare
-from lingbot.benchmark.measure import Worlds
 from lingbot.benchmark.ranks import measure_on
 from lingbot.benchmark.report import differences_table, results_table
 from lingbot.benchmark.results import difference
+from lingbot.benchmark.worlds import Worlds
 from lingbot.launch import for_hydra
 from tests.benchmark.test_settings import SMALL
 from tests.commands import composed

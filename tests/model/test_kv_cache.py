@@ -56,6 +56,9 @@ def test_the_ring_shows_what_a_growing_list_cut_to_sink_and_window_shows(schedul
         keys, values = cache.in_time_order(0)
         assert torch.equal(keys[0], torch.cat([history[f] for f in seen]))
         assert torch.equal(values, -keys)
+        own, own_values = cache.of_chunk(0)
+        assert torch.equal(own, rows[:, 0])
+        assert torch.equal(own_values, -own)
 
 
 def test_visible_frames_are_the_sink_and_the_latest_of_the_window_with_the_chunk_counted():
@@ -117,3 +120,9 @@ def test_contradicting_windows_and_sinks_are_refused(window, sink, says):
 def test_a_chunk_larger_than_the_ring_is_refused_with_the_window_that_works():
     with pytest.raises(ValueError, match="at least 12"):
         make_cache(KVCacheConfig(11, 9), frames=3)
+
+
+def test_a_memory_without_a_chunk_has_no_rows_to_give():
+    cache = make_cache(KVCacheConfig(), 3)
+    with pytest.raises(RuntimeError, match="begin_chunk"):
+        cache.of_chunk(0)

@@ -285,3 +285,22 @@ def test_controls_that_do_not_fill_the_chunk_are_refused_and_the_session_goes_on
 def test_first_frames_of_another_size_or_type_are_refused(image):
     with pytest.raises(ValueError, match=r"uint8 \(32, 48, 3\)"):
         make_session().reset(image, "dusk")
+
+
+def test_context_updates_of_the_last_chunks_leave_the_same_history_in_another_session():
+    here, there = make_session(), make_session()
+    assert here.last_chunk is None
+    drive(there, stream=(), prompt="dusk", seed=7)
+    here.reset(IMAGE, "dusk")
+    for controls in DRIVE:
+        here.step(controls)
+        here.finish_chunk()
+        chunk = here.last_chunk
+        assert torch.equal(chunk.clean, here.sampler.made[-1])
+        with torch.no_grad():
+            there.model.begin_chunk(chunk.controls, chunk.condition, chunk.first_frame)
+            there.model.update_context(chunk.clean)
+        for a, b in zip(here.model.memory.visible(0), there.model.memory.visible(0), strict=True):
+            assert torch.equal(a, b)
+    here.close()
+    assert here.last_chunk is None
