@@ -85,10 +85,7 @@ class BlockWorldDataModule(L.LightningDataModule):
         self.content, self.codec, self.latent_frames = content, codec, latent_frames
         self.cache_dir = None if cache_dir is None else Path(cache_dir)
         self.batch_sizes = {"train": batch_size, "val": val_batch_size}
-        self._any_gpu = device == "auto" and torch.cuda.is_available()
-        self.device = torch.device(
-            "cuda" if self._any_gpu else "cpu" if device == "auto" else device
-        )
+        self.device = device
         self.encode_batch_size, self.num_workers = encode_batch_size, num_workers
         self.clips = {
             "train": BlockWorldClips("train", train_clips, num_frames, height, width),
@@ -113,24 +110,31 @@ class BlockWorldDataModule(L.LightningDataModule):
         assert self.codec is not None
         path, trainer = self.cache_path(split), self.trainer
         rank, ranks = (trainer.local_rank, trainer.num_devices) if trainer else (0, 1)
+        wait = trainer.strategy.barrier if trainer else lambda: None
         missing = not path.is_file()
-        if trainer:
-            trainer.strategy.barrier()  # nobody looks for the file after somebody has made it
+        wait()  # nobody looks for the file after somebody has made it
         if not missing:
             return
-        device = trainer.strategy.root_device if trainer and self._any_gpu else self.device
+        device = self._encoding_device()
         if rank == 0:
             log.info("encoding %d clips of %s on %s", len(clips), path.name, device)
         rendered = clips if self.num_workers else clips.on(device)
         codec = self.codec.to(device) if isinstance(self.codec, nn.Module) else self.codec
-        settings = (self.encode_batch_size, self.num_workers)
-        encode_parts(path, rendered, codec, *settings, rank, ranks)
-        if trainer:
-            trainer.strategy.barrier()
+        encode_parts(
+            path, rendered, codec, self.encode_batch_size, self.num_workers, rank, ranks
+        )  # fmt: skip
+        wait()
         if rank == 0:
             merge(path, part_names(path, clips), describe(clips, codec))
-        if trainer:
-            trainer.strategy.barrier()
+        wait()
+
+    def _encoding_device(self) -> torch.device:
+        """The one asked for; with "auto" this process's own GPU, where there is one."""
+        if self.device != "auto":
+            return torch.device(self.device)
+        if not torch.cuda.is_available():
+            return torch.device("cpu")
+        return self.trainer.strategy.root_device if self.trainer else torch.device("cuda")
 
     def cache_path(self, split: Split | str) -> Path:
         """The file of a split's latents: its name changes with whatever changes the latents."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,14 @@ from torch.utils.data import DataLoader
 from lingbot.camera.actions import action_poses
 from lingbot.data import blockworld_latents
 from lingbot.data.blockworld_clips import GAP, BlockWorldClips, collate_clips, draw_drive
-from lingbot.data.blockworld_latents import BlockWorldLatents, build_latents
+from lingbot.data.blockworld_latents import (
+    BlockWorldLatents,
+    build_latents,
+    describe,
+    encode_parts,
+    merge,
+    part_names,
+)
 from lingbot.data.blockworld_module import BlockWorldDataModule
 
 SIZE: dict[str, Any] = {"num_frames": 9, "height": 16, "width": 24}
@@ -130,6 +138,29 @@ def test_an_interrupted_build_goes_on_where_it_stopped(
     assert [p.name for p in tmp_path.iterdir()] == [path.name]
     whole = build_latents(tmp_path / "b.safetensors", clips, PoolingCodec())
     assert all(same(resumed[i], whole[i]) for i in range(11))
+
+
+def test_processes_that_share_a_build_make_the_file_that_one_makes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(blockworld_latents, "PART", 2)
+    clips, path = BlockWorldClips("train", 7, **SIZE), tmp_path / "a.safetensors"
+    codecs = [PoolingCodec(), PoolingCodec()]
+    for rank, codec in enumerate(codecs):
+        encode_parts(path, clips, codec, batch_size=2, num_workers=0, rank=rank, ranks=2)
+    assert [codec.clips for codec in codecs] == [4, 3]  # four parts, the last one of one clip
+    merge(path, part_names(path, clips), describe(clips, codecs[0]))
+    shared = BlockWorldLatents(path)
+    alone = build_latents(tmp_path / "b.safetensors", clips, PoolingCodec())
+    assert all(same(shared[i], alone[i]) for i in range(7))
+
+
+@pytest.mark.parametrize("gain", [1e4, math.nan])
+def test_latents_that_nothing_could_be_trained_on_are_refused(tmp_path: Path, gain: float) -> None:
+    clips = BlockWorldClips("train", 1, **SIZE)
+    with pytest.raises(FloatingPointError, match=r"of clip 0, normalised ones stay below 100"):
+        build_latents(tmp_path / "a.safetensors", clips, PoolingCodec(gain=gain))
+    assert not (tmp_path / "a.safetensors").exists()
 
 
 def test_a_finished_file_is_used_as_it_is(tmp_path: Path) -> None:
