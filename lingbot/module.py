@@ -63,7 +63,7 @@ class LingBotModule(L.LightningModule):
         sampler: few-step sampler for driving.
         kv_cache: window and sink, for driving and for training clips alike.
         conditioner_cache: policy `step`, `denoise` or `off`.
-        kernels: how the transformer's arithmetic is carried out.
+        kernels: how the arithmetic is carried out.
         objective: training objective; not needed for driving.
         optimizer: parameters -> optimizer; not needed for driving.
         scheduler: optimizer -> learning-rate scheduler, stepped every training step.
@@ -191,7 +191,8 @@ class LingBotModule(L.LightningModule):
             self.transformer, self.kv_cache, self.grid, exchange, self.conditioner_cache
         )
         width = self.camera.width // self.codec.spatial_stride
-        decoder = make_decoder(self.codec, model.exchange, width, self.decode)
+        graphed = self.kernels.graph_decode
+        decoder = make_decoder(self.codec, model.exchange, width, self.decode, graphed)
         session = RealtimeSession(
             model, self.codec, self.text_encoder, self._make_camera(), self.sampler, communication,
             decoder,

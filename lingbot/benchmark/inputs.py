@@ -73,7 +73,7 @@ class WithoutDecoder(VideoCodec):
 class _Blind(StreamingDecoder):
     """As many frames as the latents would give, of one black pixel each."""
 
-    def pictures(self, latents: Tensor) -> Tensor:
+    def strip_pictures(self, latents: Tensor) -> Tensor:
         self._check(latents)
         frames = latents.shape[2]
         first = self.position == 0

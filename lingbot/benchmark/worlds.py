@@ -21,6 +21,7 @@ from lingbot.module import LingBotModule
 
 # what a module passes on to its sessions; everything else may shape what is built
 OF_A_SESSION = ("camera", "sampler", "kv_cache", "conditioner_cache", "decode")
+OF_ITS_KERNELS = ("name", "graph_decode")
 
 
 class Worlds:
@@ -35,6 +36,8 @@ class Worlds:
         """The setting's module, with the parts of the last one where their nodes are equal."""
         module: LingBotModule = instantiate(setting.module, _convert_="all")
         built_from = {k: v for k, v in setting.module.items() if k not in OF_A_SESSION}
+        kernels = built_from.get("kernels") or {}
+        built_from["kernels"] = {k: v for k, v in kernels.items() if k not in OF_ITS_KERNELS}
         nodes = (built_from, setting.dtype)
         if nodes != self._nodes:
             self._nodes, self._parts = None, {}

@@ -17,7 +17,8 @@ from typing import Any, Literal, NamedTuple, get_args
 import torch
 from torch import Tensor, nn
 
-from lingbot.codec.streaming import StreamingDecoder
+from lingbot.codec.graphed import GraphedDecoder
+from lingbot.codec.streaming import PictureStream, StreamingDecoder
 from lingbot.codec.video import VideoCodec
 from lingbot.model.exchange import Exchange
 from lingbot.parallel.splits import Splits, even_splits
@@ -85,13 +86,13 @@ class SplitDecoder(StreamingDecoder):
         strips = [self.plan.strip(rank) for rank in range(exchange.size)]
         self._widths = tuple((end - begin) * patch for begin, end in strips)
 
-    def pictures(self, latents: Tensor) -> Tensor:
-        """Next latents `[B, 16, f, h, w]` to uint8 pictures `[B, T, 8h, 8w, 3]`: a collective."""
-        return self._exchange.gather_strips(super().pictures(latents), self._widths)
+    def gather(self, strip: Tensor) -> Tensor:
+        """Whole pictures from the strips of all ranks: a collective."""
+        return self._exchange.gather_strips(strip, self._widths)
 
     def _decode_frame(self, x: Tensor, first: bool) -> Tensor:
         decoder, rank = self.codec.vae.decoder, self._exchange.rank
-        state = _State(self._features, [0])
+        state = _State(self.state, [0])
         x = decoder.mid_block(state.convolve(decoder.conv_in, x), *state)  # [B, C, 1, h, w]
         begin = 0  # the first column that x still has
         for block, module in enumerate(decoder.up_blocks):
@@ -129,8 +130,8 @@ class _State(NamedTuple):
 
 
 def make_decoder(
-    codec: VideoCodec, exchange: Exchange, width: int, decode: str = "auto"
-) -> StreamingDecoder:
+    codec: VideoCodec, exchange: Exchange, width: int, decode: str = "auto", graphed: bool = False
+) -> PictureStream:
     """The decoder of a session, by name.
 
     Args:
@@ -139,6 +140,7 @@ def make_decoder(
         width: columns of the latents.
         decode: `split` shares the picture out over the ranks, `whole` decodes all of it on every
             rank, `auto` shares it out where the busiest rank saves a tenth or more.
+        graphed: on CUDA, replay the steady chunks from a recorded graph.
 
     Raises:
         ValueError: an unknown name, or `split` with fewer columns than ranks.
@@ -156,7 +158,7 @@ def make_decoder(
             why = f"whole pictures on every rank, since strips with halos need {most:.0%} of them"
     if ranks > 1 and exchange.rank == 0:
         log.info("Decoding on %d ranks: %s (decode=%s).", ranks, why, decode)
-    return chosen
+    return GraphedDecoder(chosen) if graphed and codec.device.type == "cuda" else chosen
 
 
 def check_decode(decode: str) -> str:

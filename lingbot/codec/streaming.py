@@ -8,7 +8,7 @@ change a single bit of the frames.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from einops import rearrange
@@ -18,6 +18,18 @@ from lingbot.codec.pictures import frames_to_uint8
 
 if TYPE_CHECKING:
     from lingbot.codec.video import VideoCodec
+
+
+class PictureStream(Protocol):
+    """One video's latents to pictures, chunk by chunk."""
+
+    def pictures(self, latents: Tensor) -> Tensor:
+        """Next latents `[B, 16, f, h, w]` to uint8 pictures `[B, T, 8h, 8w, 3]`."""
+        ...
+
+    def reset(self) -> None:
+        """Forget the video."""
+        ...
 
 
 class StreamingDecoder:
@@ -31,7 +43,7 @@ class StreamingDecoder:
     def reset(self) -> None:
         """Forget the video: the next latent frame is a first one again."""
         self.position = 0  # latent frames decoded so far
-        self._features: list[Any] = [None] * self._convolutions
+        self.state: list[Any] = [None] * self._convolutions  # last frames, by convolution
         self._shape: tuple[int, ...] | None = None
 
     def pictures(self, latents: Tensor) -> Tensor:
@@ -39,7 +51,19 @@ class StreamingDecoder:
 
         The same as `frames_to_uint8(decode(latents))`, but no chunk is ever held in float.
         """
+        return self.gather(self.strip_pictures(latents))
+
+    def strip_pictures(self, latents: Tensor) -> Tensor:
+        """The part of `pictures` that this process decodes, here all of it: no communication."""
         return torch.cat([frames_to_uint8(frames) for frames in self._decoded(latents)], dim=1)
+
+    def gather(self, strip: Tensor) -> Tensor:
+        """Pictures from the strips of all processes."""
+        return strip
+
+    def state_shapes(self) -> list[tuple[int, ...] | None]:
+        """Shape of each convolution's causal state; None where it is no tensor yet."""
+        return [tuple(x.shape) if isinstance(x, Tensor) else None for x in self.state]
 
     def decode(self, latents: Tensor) -> Tensor:
         """Next latents `[B, 16, f, h, w]` to frames `[B, 3, T, 8h, 8w]`, float32 in [-1, 1].
@@ -69,7 +93,7 @@ class StreamingDecoder:
     def _decode_frame(self, x: Tensor, first: bool) -> Tensor:
         """One latent frame `[B, 16, 1, h, w]` through the decoder, updating the causal state."""
         decoder = self.codec.vae.decoder
-        return decoder(x, feat_cache=self._features, feat_idx=[0], first_chunk=first)
+        return decoder(x, feat_cache=self.state, feat_idx=[0], first_chunk=first)
 
     def _check(self, latents: Tensor) -> None:
         channels = self.codec.latent_channels

@@ -1,4 +1,4 @@
-"""How the transformer's arithmetic is carried out; what it computes stays the same.
+"""How a world's arithmetic is carried out; what it computes stays the same.
 
 The forward in `transformer.py` and `block.py` is the reference. A `Kernels` changes how its parts
 run: compiled into fused kernels, q, k and v out of one matmul, linears in fp8. It is applied to a
@@ -37,6 +37,7 @@ class Kernels:
             `torch.compile`, once for all blocks.
         pack_qkv: q, k and v of self-attention out of one matmul; driving only.
         linears: the blocks' linears `exact`, in the weights' own precision, or `fp8`; driving only.
+        graph_decode: on CUDA, sessions decode by a recorded graph, see `lingbot.codec.graphed`.
 
     Raises:
         ValueError: for an unknown choice.
@@ -46,6 +47,7 @@ class Kernels:
     parts: str = "eager"
     pack_qkv: bool = False
     linears: str = "exact"
+    graph_decode: bool = False
 
     def __post_init__(self) -> None:
         for option, value, known in (
@@ -54,6 +56,11 @@ class Kernels:
         ):
             if value not in known:
                 raise ValueError(f"kernels.{option}={value!r}: choose one of {known}")
+
+    @property
+    def of_the_transformer(self) -> tuple[str, bool, str]:
+        """What a prepared transformer cannot change any more."""
+        return self.parts, self.pack_qkv, self.linears
 
     def check_training(self) -> None:
         """Raises ValueError for kernels that weights cannot be trained through."""
@@ -70,9 +77,9 @@ class Kernels:
             RuntimeError: when it has been prepared for other kernels: build it anew.
         """
         before = transformer.kernels
-        if before == self:
-            return
         if isinstance(before, Kernels):
+            if before.of_the_transformer == self.of_the_transformer:
+                return
             raise RuntimeError(
                 f"the transformer runs by kernels={before.name} and cannot change to "
                 f"{self.name}: build another"
@@ -87,8 +94,9 @@ class Kernels:
                 compile_parts(block)
         transformer.kernels = self
         log.info(
-            "Kernels %s: parts %s, q, k, v %s, linears %s.",
+            "Kernels %s: parts %s, q, k, v %s, linears %s, decode %s.",
             self.name, self.parts, "packed" if self.pack_qkv else "apart", self.linears,
+            "as a graph where there is CUDA" if self.graph_decode else "as it is",
         )  # fmt: skip
 
 

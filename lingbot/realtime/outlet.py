@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lingbot.codec.streaming import StreamingDecoder
+from lingbot.codec.streaming import PictureStream
 from lingbot.realtime.clock import StepClock
 
 
@@ -38,7 +38,7 @@ class FrameOutlet:
         device: where the clean chunks are.
     """
 
-    def __init__(self, decoder: StreamingDecoder, device: torch.device) -> None:
+    def __init__(self, decoder: PictureStream, device: torch.device) -> None:
         self._decoder = decoder
         self._stream = torch.cuda.Stream(device, priority=-1) if device.type == "cuda" else None
 

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from lingbot.camera.controls import CameraControl, Controls
-from lingbot.codec.streaming import StreamingDecoder
+from lingbot.codec.streaming import PictureStream
 from lingbot.codec.video import VideoCodec, uint8_to_frames
 from lingbot.diffusion.sampler import FewStepSampler
 from lingbot.model import CachedTransformer
@@ -66,7 +66,7 @@ class RealtimeSession:
         camera: CameraControl,
         sampler: FewStepSampler,
         communication: CommunicationLog | None = None,
-        decoder: StreamingDecoder | None = None,
+        decoder: PictureStream | None = None,
     ) -> None:
         self.model, self.codec, self.text_encoder = model, codec, text_encoder
         self.camera, self.sampler, self.communication = camera, sampler, communication

@@ -152,5 +152,6 @@ def test_unknown_choices_and_training_through_driving_kernels_are_refused():
 def test_a_transformer_prepared_once_does_not_change_its_kernels():
     transformer = prepared(Kernels("packed", pack_qkv=True))
     Kernels("packed", pack_qkv=True).prepare(transformer)
+    Kernels("the decode is the session's", pack_qkv=True, graph_decode=True).prepare(transformer)
     with pytest.raises(RuntimeError, match="build another"):
         Kernels().prepare(transformer)

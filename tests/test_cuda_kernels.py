@@ -1,0 +1,136 @@
+"""Every fast path on a GPU, held to the reference within a stated error, on random inputs."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor
+
+from lingbot.codec.graphed import GraphedDecoder
+from lingbot.model import CausalLingBotTransformer, KVCacheConfig, TransformerConfig
+from lingbot.model.attention import attend
+from lingbot.model.fp8 import Fp8Linear, quantise_rows, scaled_matmul
+from lingbot.model.kernels import Kernels
+from lingbot.realtime.outlet import FrameOutlet
+from tests.codec.test_split import latents_of, make_codec
+from tests.codec.test_video import PATCHED, WAN
+from tests.model.worlds import HEIGHT, WIDTH, cached, chunk_inputs, small_transformer
+from tests.realtime.test_session import DRIVE, drive
+from tests.test_cuda import session
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+# heads as wide as the published models'
+WIDE = TransformerConfig(
+    dim=256, ffn_dim=512, num_heads=2, num_layers=2, text_dim=16, text_len=8, freq_dim=32
+)
+FAST = {"parts": "compiled", "pack_qkv": True, "graph_decode": True}
+
+
+def flows(kernels: Kernels, dtype: torch.dtype, device: str = "cuda") -> Tensor:
+    """Of two passes in each of three chunks; the weights are bfloat16 numbers in any dtype."""
+    transformer: CausalLingBotTransformer = small_transformer(WIDE).bfloat16().to(device, dtype)
+    kernels.prepare(transformer)
+    model = cached(transformer, KVCacheConfig(window=6, sink=2))
+    model.set_text(torch.linspace(-1, 1, 5 * 16, device=device).view(1, 5, 16))
+    latents, condition, controls = (x.to(device) for x in chunk_inputs(WIDE, chunks=3))
+    made = []
+    with torch.no_grad():
+        for frame in range(0, 9, 3):
+            part = slice(frame, frame + 3)
+            model.begin_chunk(controls[:, :, part], condition[:, :, part], frame)
+            made += [model.predict(latents[:, :, part], t) for t in (999.0, 700.0)]
+            model.update_context(latents[:, :, part])
+    return torch.cat(made).cpu()
+
+
+def error(flow: Tensor, exact: Tensor) -> float:
+    return ((flow - exact).norm() / exact.norm()).item()
+
+
+def test_fast_kernels_in_float32_are_the_reference() -> None:
+    exact = flows(Kernels(), torch.float32, "cpu")
+    assert error(flows(Kernels(), torch.float32), exact) < 1e-5
+    assert error(flows(Kernels("fast", **FAST), torch.float32), exact) < 1e-5
+
+
+def test_fast_kernels_in_bfloat16_err_no_more_than_the_reference_does() -> None:
+    exact = flows(Kernels(), torch.float32)
+    reference = error(flows(Kernels(), torch.bfloat16), exact)
+    assert 1e-4 < reference < 0.02
+    assert error(flows(Kernels("fast", **FAST), torch.bfloat16), exact) < 1.25 * reference
+
+
+def test_fp8_kernels_err_by_a_tenth_at_most() -> None:
+    exact = flows(Kernels(), torch.float32)
+    assert 1e-3 < error(flows(Kernels("fp8", **FAST, linears="fp8"), torch.bfloat16), exact) < 0.1
+
+
+def test_the_fp8_matmul_is_its_product_spelled_out() -> None:
+    torch.manual_seed(0)
+    linear = torch.nn.Linear(512, 256, device="cuda", dtype=torch.bfloat16)
+    x = torch.randn(300, 512, device="cuda", dtype=torch.bfloat16)
+    rows, scale = quantise_rows(x)
+    weight, weight_scale = quantise_rows(linear.weight)
+    expected = scaled_matmul(rows, weight, scale, weight_scale.T) + linear.bias.float()
+    made = Fp8Linear(linear)(x).float()
+    assert error(made, expected) < 0.01  # of sums kept in fewer bits, and of bfloat16
+
+
+@pytest.mark.parametrize("keys", [384, 1170])
+def test_attention_without_gradients_is_attention(keys: int) -> None:
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(1, n, 4, 128, device="cuda") for n in (195, keys, keys))
+    expected = attend(q, k, v)
+    with torch.no_grad():
+        made = attend(*(x.bfloat16() for x in (q, k, v)))
+    assert error(made.float(), expected) < 0.01
+
+
+@pytest.mark.parametrize("architecture", [WAN, PATCHED], ids=["wan", "patched"])
+def test_chunks_decoded_by_a_graph_are_those_of_the_decoder(architecture: dict) -> None:
+    codec = make_codec(architecture).to("cuda")
+    videos = latents_of(24, 30).to("cuda").split(15, dim=2)
+    with torch.cuda.stream(torch.cuda.Stream()):
+        graphed = GraphedDecoder(codec.stream())
+        for video in videos:
+            graphed.reset()
+            plain = codec.stream()
+            for chunk in video.split(3, dim=2):
+                made, expected = graphed.pictures(chunk), plain.pictures(chunk)
+                assert (made.int() - expected.int()).abs().max() <= 1
+    assert graphed._replay is not None
+
+
+def test_a_drive_with_a_graphed_decode_shows_the_same_and_waits_for_nothing_else() -> None:
+    expected = drive(session("cuda"))
+    driven = session("cuda")
+    driven._outlet = FrameOutlet(GraphedDecoder(driven.codec.stream()), driven.device)
+    drive(driven)  # records
+    driven.draws = 0
+    frames = [step.clone() for step in drive(driven)]
+    for here, there in zip(frames, expected, strict=True):
+        assert (here.int() - there.int()).abs().max() <= 1
+    driven._noise = lambda: torch.randn(1, 16, 3, HEIGHT // 8, WIDTH // 8, device=driven.device)
+    drive(driven, list(DRIVE)[:3])
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        driven.step(DRIVE[3])
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    report = driven.report
+    assert report is not None
+    assert report.decode_ms > 0
+
+
+def test_kernels_change_no_weight() -> None:
+    transformer = small_transformer(WIDE).cuda()
+    before = copy.deepcopy(transformer.state_dict())
+    Kernels("fast", **FAST).prepare(transformer)
+    after = transformer.state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
