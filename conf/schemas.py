@@ -150,6 +150,7 @@ class Kernels:
     name: str = MISSING
     parts: str = MISSING
     pack_qkv: bool = MISSING
+    fuse_decode: bool = MISSING
     graph_decode: bool = MISSING
     linears: str = MISSING
 

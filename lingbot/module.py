@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lingbot.camera.controls import CameraControl, Controls
+from lingbot.codec.fused import fuse_decoder
 from lingbot.codec.split import check_decode, make_decoder
 from lingbot.codec.video import VideoCodec, frames_to_uint8
 from lingbot.data.first_frame import read_image
@@ -185,6 +186,8 @@ class LingBotModule(L.LightningModule):
         self.configure_model()
         assert self.transformer is not None
         self.kernels.prepare(self.transformer)
+        if self.kernels.fuse_decode:
+            fuse_decoder(self.codec)
         if exchange is None:
             exchange, communication = self.exchange(), self.communication
         model = CachedTransformer(

@@ -8,7 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from lingbot.codec.fused import fuse_decoder
 from lingbot.codec.graphed import GraphedDecoder
+from lingbot.codec.rows import add_with_bias, join_normed
 from lingbot.model import CausalLingBotTransformer, KVCacheConfig, TransformerConfig
 from lingbot.model.attention import attend
 from lingbot.model.fp8 import Fp8Linear, quantise_rows, scaled_matmul
@@ -28,7 +30,7 @@ pytestmark = [
 WIDE = TransformerConfig(
     dim=256, ffn_dim=512, num_heads=2, num_layers=2, text_dim=16, text_len=8, freq_dim=32
 )
-FAST = {"parts": "compiled", "pack_qkv": True, "graph_decode": True}
+FAST = {"parts": "compiled", "pack_qkv": True}
 
 
 def flows(kernels: Kernels, dtype: torch.dtype, device: str = "cuda") -> Tensor:
@@ -91,9 +93,40 @@ def test_attention_without_gradients_is_attention(keys: int) -> None:
     assert error(made.float(), expected) < 0.01
 
 
+@pytest.mark.parametrize("channels", [8, 96, 100, 384])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_rows_between_convolutions_are_those_of_the_plain_functions(
+    channels: int, dtype: torch.dtype
+) -> None:
+    torch.manual_seed(0)
+    x, before, y = (torch.randn(2, n, channels).to(dtype) for n in (333, 77, 333))
+    bias, gamma = torch.randn(2, channels).to(dtype)
+    there = [t.cuda() for t in (x, bias, gamma, before)]
+    tolerance = 1e-6 if dtype == torch.float32 else 1e-2
+    expected = join_normed(*(t.float() for t in (x, bias, gamma, before)))
+    assert error(join_normed(*there).float().cpu(), expected) < tolerance
+    expected = x.float() + bias.float() + y.float()
+    assert error(add_with_bias(x.cuda(), bias.cuda(), y.cuda()).float().cpu(), expected) < tolerance
+
+
 @pytest.mark.parametrize("architecture", [WAN, PATCHED], ids=["wan", "patched"])
-def test_chunks_decoded_by_a_graph_are_those_of_the_decoder(architecture: dict) -> None:
+def test_a_fused_decoder_shows_what_the_published_one_does(architecture: dict) -> None:
+    published, fused = (make_codec(architecture).to("cuda") for _ in range(2))
+    fuse_decoder(fused)
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        plain, quick = published.stream(), fused.stream()
+        for chunk in latents_of(24, 9).to("cuda").split(3, dim=2):
+            torch.testing.assert_close(quick.decode(chunk), plain.decode(chunk), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("fused", [False, True], ids=["published", "fused"])
+@pytest.mark.parametrize("architecture", [WAN, PATCHED], ids=["wan", "patched"])
+def test_chunks_decoded_by_a_graph_are_those_of_the_decoder(
+    architecture: dict, fused: bool
+) -> None:
     codec = make_codec(architecture).to("cuda")
+    if fused:
+        fuse_decoder(codec)
     videos = latents_of(24, 30).to("cuda").split(15, dim=2)
     with torch.cuda.stream(torch.cuda.Stream()):
         graphed = GraphedDecoder(codec.stream())

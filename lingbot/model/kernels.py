@@ -37,6 +37,7 @@ class Kernels:
             `torch.compile`, once for all blocks.
         pack_qkv: q, k and v of self-attention out of one matmul; driving only.
         linears: the blocks' linears `exact`, in the weights' own precision, or `fp8`; driving only.
+        fuse_decode: the decoder with its arithmetic fused, see `lingbot.codec.fused`.
         graph_decode: on CUDA, sessions decode by a recorded graph, see `lingbot.codec.graphed`.
 
     Raises:
@@ -47,6 +48,7 @@ class Kernels:
     parts: str = "eager"
     pack_qkv: bool = False
     linears: str = "exact"
+    fuse_decode: bool = False
     graph_decode: bool = False
 
     def __post_init__(self) -> None:
@@ -94,9 +96,10 @@ class Kernels:
                 compile_parts(block)
         transformer.kernels = self
         log.info(
-            "Kernels %s: parts %s, q, k, v %s, linears %s, decode %s.",
+            "Kernels %s: parts %s, q, k, v %s, linears %s; decoder %s, %s.",
             self.name, self.parts, "packed" if self.pack_qkv else "apart", self.linears,
-            "as a graph where there is CUDA" if self.graph_decode else "as it is",
+            "fused" if self.fuse_decode else "as published",
+            "replayed as a graph on CUDA" if self.graph_decode else "one kernel after another",
         )  # fmt: skip
 
 

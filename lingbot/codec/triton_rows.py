@@ -1,0 +1,43 @@
+"""The Triton kernels of `lingbot.codec.rows`: one program a few rows, a row's channels together."""
+
+# Triton's arguments are pointers and numbers of its own: annotations would say what they are not.
+# ruff: noqa: ANN001, ANN201
+# mypy: disable-error-code="no-untyped-def"
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def norm(
+    x, out, bias, gamma, rows, root, C: tl.constexpr, WIDTH: tl.constexpr, HEIGHT: tl.constexpr
+):  # fmt: skip
+    """out = SiLU(RMSNorm(x + bias) * gamma), rows [rows, C]; root is that of C."""
+    row = tl.program_id(0).to(tl.int64) * HEIGHT + tl.arange(0, HEIGHT)
+    column = tl.arange(0, WIDTH)
+    real = column < C
+    inside = (row[:, None] < rows) & real[None, :]
+    places = row[:, None] * C + column[None, :]
+    moved = tl.load(bias + column, mask=real, other=0.0).to(tl.float32)
+    scale = tl.load(gamma + column, mask=real, other=0.0).to(tl.float32) * root
+    value = tl.load(x + places, mask=inside, other=0.0).to(tl.float32) + moved[None, :]
+    length = tl.sqrt(tl.sum(value * value, axis=1))
+    value = value / tl.maximum(length, 1e-12)[:, None] * scale[None, :]
+    value = value * tl.sigmoid(value)
+    tl.store(out + places, value.to(out.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def add(
+    x, out, bias, y, rows, root, C: tl.constexpr, WIDTH: tl.constexpr, HEIGHT: tl.constexpr
+):  # fmt: skip
+    """out = x + bias + y, rows [rows, C]; called like `norm`."""
+    row = tl.program_id(0).to(tl.int64) * HEIGHT + tl.arange(0, HEIGHT)
+    column = tl.arange(0, WIDTH)
+    real = column < C
+    inside = (row[:, None] < rows) & real[None, :]
+    places = row[:, None] * C + column[None, :]
+    value = tl.load(x + places, mask=inside, other=0.0).to(tl.float32)
+    value += tl.load(bias + column, mask=real, other=0.0).to(tl.float32)[None, :]
+    value += tl.load(y + places, mask=inside, other=0.0).to(tl.float32)
+    tl.store(out + places, value.to(out.dtype.element_ty), mask=inside)

@@ -1,0 +1,83 @@
+"""The fused decoder gives the frames of the published one, whole, in strips and as a recording."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from lingbot.codec.fused import fuse_decoder
+from lingbot.codec.graphed import GraphedDecoder
+from lingbot.codec.rows import add_with_bias, join_normed
+from lingbot.codec.split import SplitDecoder
+from lingbot.codec.video import VideoCodec
+from tests.codec.test_graphed import Recorder
+from tests.codec.test_split import latents_of, make_codec, rank_of
+from tests.codec.test_video import PATCHED, WAN
+
+
+@pytest.fixture(params=[WAN, PATCHED], ids=["wan", "patched"])
+def codecs(request) -> tuple[VideoCodec, VideoCodec]:
+    """As published, and fused."""
+    published, fused = make_codec(request.param), make_codec(request.param)
+    fuse_decoder(fused)
+    return published, fused
+
+
+@pytest.mark.parametrize("cuts", [[3, 3, 3], [1, 1, 2], [2, 3]], ids=str)
+def test_fused_frames_are_the_published_ones_chunk_by_chunk(codecs, cuts):
+    latents = latents_of(6, sum(cuts)).expand(2, -1, -1, -1, -1)
+    published, fused = (codec.stream() for codec in codecs)
+    for chunk in latents.split(cuts, dim=2):
+        torch.testing.assert_close(
+            fused.decode_unclamped(chunk), published.decode_unclamped(chunk), atol=1e-5, rtol=0
+        )
+
+
+def test_in_bfloat16_fused_frames_err_no_more_than_the_published_ones(codecs):
+    latents = latents_of(6, 4)
+    exact = codecs[0].decode(latents)
+    errors = [(codec.bfloat16().decode(latents) - exact).norm() for codec in codecs]
+    assert 0 < errors[1] < 1.2 * errors[0]
+
+
+def test_fused_strips_are_a_decode_of_the_whole_picture(codecs):
+    latents = latents_of(24, 4)
+    decoders = [SplitDecoder(codecs[1], rank_of(2, rank), 24) for rank in range(2)]
+    strips = [[d.decode_unclamped(x) for x in latents.split(2, dim=2)] for d in decoders]
+    together = torch.cat([torch.cat(strip, dim=2) for strip in strips], dim=-1)
+    expected = codecs[0].stream().decode_unclamped(latents)
+    torch.testing.assert_close(together, expected, atol=1e-5, rtol=0)
+
+
+def test_a_fused_decoder_can_be_recorded_after_its_first_chunk(codecs):
+    record = Recorder()
+    graphed, plain = GraphedDecoder(codecs[1].stream(), record), codecs[1].stream()
+    for chunk in latents_of(4, 12).split(3, dim=2):
+        assert torch.equal(graphed.pictures(chunk), plain.pictures(chunk))
+    assert (record.recordings, record.replays) == (1, 2)
+
+
+def test_fusing_twice_changes_nothing_and_weights_keep_their_names(codecs):
+    published, fused = codecs
+    latents = latents_of(4, 2)
+    once = fused.decode(latents)
+    fuse_decoder(fused)
+    assert torch.equal(fused.decode(latents), once)
+    assert fused.state_dict().keys() == published.state_dict().keys()
+
+
+def test_channels_that_do_not_come_last_are_refused():
+    with pytest.raises(ValueError, match=r"memory_format='contiguous'.*channels_last_3d"):
+        fuse_decoder(VideoCodec(make_codec(WAN).vae, memory_format="contiguous"))
+
+
+def test_rows_are_joined_and_added_as_their_formulas_say():
+    generator = torch.Generator().manual_seed(0)
+    x, before, y = (torch.randn(2, n, 6, generator=generator) for n in (5, 3, 5))
+    bias, gamma = torch.randn(2, 6, generator=generator)
+    moved = x + bias
+    root_mean_square = moved.square().mean(-1, keepdim=True).sqrt()
+    activated = torch.nn.functional.silu(moved / root_mean_square * gamma)
+    joined = join_normed(x, bias, gamma, before)
+    torch.testing.assert_close(joined, torch.cat([before, activated], dim=1))
+    torch.testing.assert_close(add_with_bias(x, bias, y), x + y + bias)
