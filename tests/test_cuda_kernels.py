@@ -30,7 +30,7 @@ pytestmark = [
 WIDE = TransformerConfig(
     dim=256, ffn_dim=512, num_heads=2, num_layers=2, text_dim=16, text_len=8, freq_dim=32
 )
-FAST = {"parts": "compiled", "pack_qkv": True}
+FAST = {"parts": "fused", "pack_qkv": True}
 
 
 def flows(kernels: Kernels, dtype: torch.dtype, device: str = "cuda") -> Tensor:
@@ -67,9 +67,18 @@ def test_fast_kernels_in_bfloat16_err_no_more_than_the_reference_does() -> None:
     assert error(flows(Kernels("fast", **FAST), torch.bfloat16), exact) < 1.25 * reference
 
 
-def test_fp8_kernels_err_by_a_tenth_at_most() -> None:
+def test_compiled_kernels_err_no_more_either() -> None:
     exact = flows(Kernels(), torch.float32)
-    assert 1e-3 < error(flows(Kernels("fp8", **FAST, linears="fp8"), torch.bfloat16), exact) < 0.1
+    compiled = flows(Kernels("compiled", parts="compiled"), torch.bfloat16)
+    assert error(compiled, exact) < 1.25 * error(flows(Kernels(), torch.bfloat16), exact)
+
+
+def test_fp8_kernels_err_by_a_tenth_at_most_and_no_more_than_without_fused_parts() -> None:
+    exact = flows(Kernels(), torch.float32)
+    plain = error(flows(Kernels("plain fp8", pack_qkv=True, linears="fp8"), torch.bfloat16), exact)
+    fused = error(flows(Kernels("fp8", **FAST, linears="fp8"), torch.bfloat16), exact)
+    assert 1e-3 < fused < 0.1
+    assert fused < 1.25 * plain
 
 
 def test_the_fp8_matmul_is_its_product_spelled_out() -> None:

@@ -28,6 +28,15 @@ class Exchange(Protocol):
         """q, k, v (or k, v) [B, C, L, H, D] -> what `to_heads` takes; no communication."""
         ...
 
+    def send_buffer(
+        self, like: Tensor, count: int, shape: tuple[int, ...]
+    ) -> tuple[tuple[Tensor, ...], Tensor]:
+        """What `pack` would give for `count` tensors of shape [B, C, L, H, D], still empty.
+
+        And a view [count, B * C * L, ranks, h, D] of it to write them through.
+        """
+        ...
+
     def to_heads(self, packed: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """What `pack` gave -> each of its tensors as [B, C, S, h, D]."""
         ...
@@ -60,6 +69,12 @@ class LocalExchange:
 
     def pack(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         return tensors
+
+    def send_buffer(
+        self, like: Tensor, count: int, shape: tuple[int, ...]
+    ) -> tuple[tuple[Tensor, ...], Tensor]:
+        buffer = like.new_empty(count, *shape)
+        return buffer.unbind(0), buffer.flatten(1, 3).unsqueeze(2)
 
     def to_heads(self, packed: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         return packed

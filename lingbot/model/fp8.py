@@ -7,6 +7,8 @@ whatever makes the activations.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -16,11 +18,18 @@ LARGEST = 448.0  # of e4m3
 MULTIPLE = 16  # sides that the fp8 matmul takes
 
 
-def quantise_rows(x: Tensor) -> tuple[Tensor, Tensor]:
-    """x [rows, columns] -> fp8 of the same shape, and the scale of each row [rows, 1] float32."""
+class Quantised(NamedTuple):
+    """Rows that were quantised where they were made."""
+
+    rows: Tensor  # [rows, columns] fp8
+    scale: Tensor  # [rows, 1] float32
+
+
+def quantise_rows(x: Tensor) -> Quantised:
+    """x [rows, columns] -> fp8 of the same shape, and the scale of each row."""
     x = x.float()
     scale = x.abs().amax(dim=-1, keepdim=True).clamp(min=1e-12) / LARGEST
-    return (x / scale).to(FP8), scale
+    return Quantised((x / scale).to(FP8), scale)
 
 
 class Fp8Linear(nn.Module):
@@ -50,17 +59,19 @@ class Fp8Linear(nn.Module):
         self.bias = linear.bias
         self.dtype = linear.weight.dtype
 
-    def forward(self, x: Tensor) -> Tensor:
-        """x [..., in] -> [..., out] in the layer's own precision."""
-        rows, scale = quantise_rows(x.flatten(0, -2))
+    def forward(self, x: Tensor | Quantised) -> Tensor:
+        """x [..., in], or rows [rows, in] -> [..., out] in the layer's own precision."""
+        shape = x.shape[:-1] if isinstance(x, Tensor) else x.rows.shape[:-1]
+        rows, scale = quantise_rows(x.flatten(0, -2)) if isinstance(x, Tensor) else x
         if rows.is_cuda:
             y = torch._scaled_mm(
                 rows, self.weight.T, scale_a=scale, scale_b=self.scale,
+                bias=None if self.bias is None else self.bias.bfloat16(),
                 out_dtype=torch.bfloat16, use_fast_accum=True,
             )  # fmt: skip
-        else:
-            y = scaled_matmul(rows, self.weight, scale, self.scale)
-        y = y.to(self.dtype).view(*x.shape[:-1], self.out_features)
+            return y.to(self.dtype).view(*shape, self.out_features)
+        y = scaled_matmul(rows, self.weight, scale, self.scale)
+        y = y.to(self.dtype).view(*shape, self.out_features)
         return y if self.bias is None else y + self.bias.to(self.dtype)
 
 

@@ -17,11 +17,12 @@ from torch import nn
 
 from lingbot.model.block import Block
 from lingbot.model.fp8 import Fp8Linear
+from lingbot.model.fused import fuse_parts
 from lingbot.model.transformer import CausalLingBotTransformer
 
 log = logging.getLogger(__name__)
 
-Parts = Literal["eager", "compiled"]
+Parts = Literal["eager", "compiled", "fused"]
 Linears = Literal["exact", "fp8"]
 COMPILED = ("before_attention", "before_store", "after_attention", "feed_forward", "scale_shift")
 IN_FP8 = ("self_attn", "cross_attn", "ffn")
@@ -33,8 +34,9 @@ class Kernels:
 
     Args:
         name: what the log calls it.
-        parts: the parts of a block `eager`, one kernel an operation, or `compiled` by
-            `torch.compile`, once for all blocks.
+        parts: the parts of a block `eager`, one kernel an operation; `compiled` by
+            `torch.compile`, once for all blocks; or `fused` by hand in Triton, driving only, where
+            the weights are on a GPU, and compiled elsewhere.
         pack_qkv: q, k and v of self-attention out of one matmul; driving only.
         linears: the blocks' linears `exact`, in the weights' own precision, or `fp8`; driving only.
         fuse_decode: the decoder with its arithmetic fused, see `lingbot.codec.fused`.
@@ -52,6 +54,8 @@ class Kernels:
     graph_decode: bool = False
 
     def __post_init__(self) -> None:
+        if self.parts == "fused" and not self.pack_qkv:
+            raise ValueError("kernels.parts='fused' writes q, k and v at once: set pack_qkv=true")
         for option, value, known in (
             ("parts", self.parts, get_args(Parts)),
             ("linears", self.linears, get_args(Linears)),
@@ -66,10 +70,11 @@ class Kernels:
 
     def check_training(self) -> None:
         """Raises ValueError for kernels that weights cannot be trained through."""
-        if self.pack_qkv or self.linears != "exact":
+        if self.pack_qkv or self.linears != "exact" or self.parts == "fused":
             raise ValueError(
-                f"kernels={self.name} (pack_qkv={self.pack_qkv}, linears={self.linears}) is for "
-                "driving: train with kernels=reference or kernels=compiled"
+                f"kernels={self.name} (parts={self.parts}, pack_qkv={self.pack_qkv}, "
+                f"linears={self.linears}) is for driving: train with kernels=reference or "
+                "kernels=compiled"
             )
 
     def prepare(self, transformer: CausalLingBotTransformer) -> None:
@@ -86,18 +91,23 @@ class Kernels:
                 f"the transformer runs by kernels={before.name} and cannot change to "
                 f"{self.name}: build another"
             )
+        parts = self.parts
+        if parts == "fused" and transformer.device.type != "cuda":
+            parts = "compiled"
         for block in transformer.blocks:
             assert isinstance(block, Block)
             if self.pack_qkv:
                 pack_qkv(block)
             if self.linears == "fp8":
                 linears_to_fp8(block)
-            if self.parts == "compiled":
+            if parts == "fused":
+                fuse_parts(block)
+            elif parts == "compiled":
                 compile_parts(block)
         transformer.kernels = self
         log.info(
             "Kernels %s: parts %s, q, k, v %s, linears %s; decoder %s, %s.",
-            self.name, self.parts, "packed" if self.pack_qkv else "apart", self.linears,
+            self.name, parts, "packed" if self.pack_qkv else "apart", self.linears,
             "fused" if self.fuse_decode else "as published",
             "replayed as a graph on CUDA" if self.graph_decode else "one kernel after another",
         )  # fmt: skip

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,6 +19,8 @@ from lingbot.model import (
 )
 from lingbot.model.fp8 import Fp8Linear, quantise_rows, scaled_matmul
 from lingbot.model.kernels import COMPILED, Kernels, compile_parts
+from lingbot.parallel.exchange import SequenceExchange
+from lingbot.parallel.splits import even_splits
 from tests.model.worlds import SMALL, cached, chunk_inputs, small_transformer
 
 WINDOW = KVCacheConfig(window=6, sink=2)
@@ -56,6 +60,36 @@ def test_packed_qkv_changes_nothing_and_keeps_the_public_names():
 def test_compiled_parts_drive_as_the_reference_does():
     transformer = prepared(Kernels("fast", parts="compiled", pack_qkv=True))
     torch.testing.assert_close(drive(transformer), drive(small_transformer()), rtol=0, atol=2e-6)
+
+
+def test_fused_parts_are_compiled_where_there_is_no_gpu_and_the_log_says_so(caplog):
+    caplog.set_level(logging.INFO)
+    transformer = prepared(Kernels("fast", parts="fused", pack_qkv=True))
+    assert "Kernels fast: parts compiled, q, k, v packed" in caplog.text
+    assert {name for name in COMPILED if name in vars(transformer.blocks[0])} == set(COMPILED)
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 4])
+@pytest.mark.parametrize("count", [3, 2])
+def test_a_send_buffer_filled_through_its_view_is_what_pack_gives(ranks, count):
+    generator = torch.Generator().manual_seed(0)
+    shape = (2, 3, 6, 8, 4)  # B, C, L, H, D
+    tensors = [torch.randn(shape, generator=generator) for _ in range(count)]
+    exchange = LocalExchange(8)
+    if ranks > 1:
+        group = SimpleNamespace(size=lambda: ranks, rank=lambda: 0)
+        exchange = SequenceExchange(group, even_splits(6 * ranks, ranks), 8)
+    packed, view = exchange.send_buffer(tensors[0], count, shape)
+    assert view.shape == (count, 2 * 3 * 6, ranks, 8 // ranks, 4)
+    view.copy_(torch.stack(tensors).view(view.shape))
+    expected = exchange.pack(*tensors)
+    assert all(torch.equal(*pair) for pair in zip(packed, expected, strict=True))
+
+
+def test_fp8_linears_take_rows_that_are_quantised_already():
+    torch.manual_seed(0)
+    layer, x = Fp8Linear(nn.Linear(64, 32)), torch.randn(5, 64)
+    assert torch.equal(layer(quantise_rows(x)), layer(x))
 
 
 def losses(transformer: CausalLingBotTransformer) -> Tensor:
@@ -144,6 +178,10 @@ def test_unknown_choices_and_training_through_driving_kernels_are_refused():
         Kernels(parts="fast")
     with pytest.raises(ValueError, match="choose one of"):
         Kernels(linears="int8")
+    with pytest.raises(ValueError, match="set pack_qkv=true"):
+        Kernels(parts="fused")
+    with pytest.raises(ValueError, match="train with kernels=reference"):
+        Kernels("fast", parts="fused", pack_qkv=True).check_training()
     with pytest.raises(ValueError, match="train with kernels=reference"):
         Kernels("fp8", linears="fp8").check_training()
     Kernels("compiled", parts="compiled").check_training()

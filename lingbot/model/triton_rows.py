@@ -1,0 +1,158 @@
+"""Triton kernels over rows of channels: what lies between the matmuls of a block.
+
+One program is one token: its channels are read once, all arithmetic on them is float32, and the
+next matmul's input is written as it wants it, in the weights' dtype or in fp8 with the row's scale.
+`lingbot.model.fused` launches them; `lingbot.model.block` says what they compute.
+D channels, W the next power of two, L tokens that share a modulation.
+"""
+
+# Triton's arguments are pointers and numbers of its own: annotations would say what they are not.
+# ruff: noqa: ANN001, ANN201
+# mypy: disable-error-code="no-untyped-def"
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def read(pointer, column, real):
+    return tl.load(pointer + column, mask=real, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def modulation(table, six, which, vector, column, real, D):
+    """Vector `which` of a block's six: its own parameter plus the time's."""
+    return read(table + which * D, column, real) + read(
+        six + (vector * 6 + which) * D, column, real
+    )
+
+
+@triton.jit
+def layer_norm(value, real, D, eps):
+    mean = tl.sum(value, axis=0) / D
+    value = tl.where(real, value - mean, 0.0)
+    return value * tl.rsqrt(tl.sum(value * value, axis=0) / D + eps)
+
+
+@triton.jit
+def write(value, out, scales, row, column, real, D, LARGEST: tl.constexpr):
+    """The row in the dtype of `out`; with LARGEST not 0 in fp8, its scale beside it."""
+    if LARGEST > 0:
+        scale = tl.maximum(tl.max(tl.abs(value), axis=0), 1e-12) / LARGEST
+        tl.store(scales + row, scale)
+        value = value / scale
+    tl.store(out + row * D + column, value.to(out.dtype.element_ty), mask=real)
+
+
+@triton.jit
+def norm_modulate(
+    x, six, table, out, scales, L, D, eps, LARGEST: tl.constexpr, W: tl.constexpr
+):  # fmt: skip
+    """out = LayerNorm(x) * (1 + scale) + shift, with the first two of the six vectors."""
+    row = tl.program_id(0).to(tl.int64)
+    column = tl.arange(0, W)
+    real = column < D
+    value = layer_norm(read(x + row * D, column, real), real, D, eps)
+    shift = modulation(table, six, 0, row // L, column, real, D)
+    scale = modulation(table, six, 1, row // L, column, real, D)
+    write(value * (1 + scale) + shift, out, scales, row, column, real, D, LARGEST)
+
+
+@triton.jit
+def gate_camera_norm(
+    x, y, six, table, cam_scale, cam_shift, weight, bias, moved, out, scales, L, D, eps,
+    LARGEST: tl.constexpr, W: tl.constexpr,
+):  # fmt: skip
+    """moved = (x + gate * y) * (1 + cam_scale) + cam_shift; out = LayerNorm(moved), weighted."""
+    row = tl.program_id(0).to(tl.int64)
+    column = tl.arange(0, W)
+    real = column < D
+    gate = modulation(table, six, 2, row // L, column, real, D)
+    value = read(x + row * D, column, real) + gate * read(y + row * D, column, real)
+    value = value * (1 + read(cam_scale + row * D, column, real))
+    value += read(cam_shift + row * D, column, real)
+    tl.store(moved + row * D + column, value, mask=real)
+    value = layer_norm(value, real, D, eps)
+    value = value * read(weight, column, real) + read(bias, column, real)
+    write(value, out, scales, row, column, real, D, LARGEST)
+
+
+@triton.jit
+def add_norm_modulate(
+    x, y, six, table, moved, out, scales, L, D, eps, LARGEST: tl.constexpr, W: tl.constexpr
+):  # fmt: skip
+    """moved = x + y; out = LayerNorm(moved) * (1 + scale) + shift, with vectors 3 and 4."""
+    row = tl.program_id(0).to(tl.int64)
+    column = tl.arange(0, W)
+    real = column < D
+    value = read(x + row * D, column, real) + read(y + row * D, column, real)
+    tl.store(moved + row * D + column, value, mask=real)
+    value = layer_norm(value, real, D, eps)
+    shift = modulation(table, six, 3, row // L, column, real, D)
+    scale = modulation(table, six, 4, row // L, column, real, D)
+    write(value * (1 + scale) + shift, out, scales, row, column, real, D, LARGEST)
+
+
+@triton.jit
+def gate_add(x, y, six, table, out, L, D, W: tl.constexpr):
+    """out = x + gate * y, with the last of the six vectors."""
+    row = tl.program_id(0).to(tl.int64)
+    column = tl.arange(0, W)
+    real = column < D
+    gate = modulation(table, six, 5, row // L, column, real, D)
+    value = read(x + row * D, column, real) + gate * read(y + row * D, column, real)
+    tl.store(out + row * D + column, value, mask=real)
+
+
+@triton.jit
+def rms_norm(x, weight, out, D, eps, W: tl.constexpr):
+    """out = RMSNorm(x), with weights."""
+    row = tl.program_id(0).to(tl.int64)
+    column = tl.arange(0, W)
+    real = column < D
+    value = read(x + row * D, column, real)
+    value = value * tl.rsqrt(tl.sum(value * value, axis=0) / D + eps) * read(weight, column, real)
+    tl.store(out + row * D + column, value.to(out.dtype.element_ty), mask=real)
+
+
+@triton.jit
+def norm_rotate_pack(
+    x, norm_q, norm_k, cos, sin, out, x_row, x_tensor, out_tensor, out_row, out_rank, out_head,
+    positions, heads, FIRST: tl.constexpr, D, eps, WIDTH: tl.constexpr, W: tl.constexpr,
+):  # fmt: skip
+    """q, k, v of a token to where the exchange sends them from; q and k normed and rotated.
+
+    Program (row, n) takes tensor n of x [rows, n, D], counted from FIRST: 0 is q, 1 is k, 2 is v.
+    `out` is [n, rows, ranks, heads, WIDTH] by its strides; cos and sin are [positions, WIDTH / 2].
+    """
+    row = tl.program_id(0).to(tl.int64)
+    tensor = tl.program_id(1)
+    column = tl.arange(0, W)
+    real = column < D
+    value = read(x + row * x_row + tensor * x_tensor, column, real)
+    if tensor + FIRST < 2:
+        of_q, of_k = read(norm_q, column, real), read(norm_k, column, real)
+        value = value * tl.rsqrt(tl.sum(value * value, axis=0) / D + eps)
+        value = value * tl.where(tensor + FIRST == 1, of_k, of_q)
+        even, odd = tl.split(tl.reshape(value, (W // 2, 2)))
+        pair = tl.arange(0, W // 2)
+        angle = (row % positions) * (WIDTH // 2) + pair % (WIDTH // 2)
+        c, s = tl.load(cos + angle), tl.load(sin + angle)
+        value = tl.interleave(even * c - odd * s, even * s + odd * c)
+    head = column // WIDTH
+    place = (head // heads) * out_rank + (head % heads) * out_head + column % WIDTH
+    place += tensor.to(tl.int64) * out_tensor + row * out_row
+    tl.store(out + place, value.to(out.dtype.element_ty), mask=real)
+
+
+@triton.jit
+def quantise(x, out, scales, D, GELU: tl.constexpr, LARGEST: tl.constexpr, W: tl.constexpr):
+    """out = x, or its GELU (the tanh form), in fp8, and the scale of each row."""
+    row = tl.program_id(0).to(tl.int64)
+    column = tl.arange(0, W)
+    real = column < D
+    value = read(x + row * D, column, real)
+    if GELU:
+        inner = 0.7978845608028654 * (value + 0.044715 * value * value * value)
+        value = value * tl.sigmoid(2 * inner)  # 0.5 * (1 + tanh(z)) is sigmoid(2 z)
+    write(value, out, scales, row, column, real, D, LARGEST)
