@@ -11,14 +11,20 @@ from torch import Tensor
 from lingbot.codec.fused import fuse_decoder
 from lingbot.codec.graphed import GraphedDecoder
 from lingbot.codec.rows import add_with_bias, join_normed
-from lingbot.model import CausalLingBotTransformer, KVCacheConfig, TransformerConfig
+from lingbot.model import (
+    CachedTransformer,
+    CausalLingBotTransformer,
+    KVCacheConfig,
+    LocalExchange,
+    TransformerConfig,
+)
 from lingbot.model.attention import attend
 from lingbot.model.fp8 import Fp8Linear, quantise_rows, scaled_matmul
 from lingbot.model.kernels import Kernels
 from lingbot.realtime.outlet import FrameOutlet
 from tests.codec.test_split import latents_of, make_codec
 from tests.codec.test_video import PATCHED, WAN
-from tests.model.worlds import HEIGHT, WIDTH, cached, chunk_inputs, small_transformer
+from tests.model.worlds import HEIGHT, WIDTH, chunk_inputs, small_transformer
 from tests.realtime.test_session import DRIVE, drive
 from tests.test_cuda import session
 
@@ -37,7 +43,10 @@ def flows(kernels: Kernels, dtype: torch.dtype, device: str = "cuda") -> Tensor:
     """Of two passes in each of three chunks; the weights are bfloat16 numbers in any dtype."""
     transformer: CausalLingBotTransformer = small_transformer(WIDE).bfloat16().to(device, dtype)
     kernels.prepare(transformer)
-    model = cached(transformer, KVCacheConfig(window=6, sink=2))
+    model = CachedTransformer(
+        transformer, KVCacheConfig(window=6, sink=2), WIDE.grid(3, HEIGHT // 8, WIDTH // 8),
+        LocalExchange(WIDE.num_heads),
+    )  # fmt: skip
     model.set_text(torch.linspace(-1, 1, 5 * 16, device=device).view(1, 5, 16))
     latents, condition, controls = (x.to(device) for x in chunk_inputs(WIDE, chunks=3))
     made = []
