@@ -153,6 +153,7 @@ class Kernels:
     fuse_decode: bool = MISSING
     graph_decode: bool = MISSING
     linears: str = MISSING
+    attention: str = MISSING
 
 
 @dataclass

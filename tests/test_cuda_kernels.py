@@ -20,6 +20,12 @@ from lingbot.model import (
 )
 from lingbot.model.attention import attend
 from lingbot.model.fp8 import Fp8Linear, quantise_rows, scaled_matmul
+from lingbot.model.fp8_attention import (
+    attend_in_fp8,
+    decode_values,
+    encode,
+    encode_keys_values,
+)
 from lingbot.model.kernels import Kernels
 from lingbot.realtime.outlet import FrameOutlet
 from tests.codec.test_split import latents_of, make_codec
@@ -88,6 +94,28 @@ def test_fp8_kernels_err_by_a_tenth_at_most_and_no_more_than_without_fused_parts
     fused = error(flows(Kernels("fp8", **FAST, linears="fp8"), torch.bfloat16), exact)
     assert 1e-3 < fused < 0.1
     assert fused < 1.25 * plain
+
+
+def test_fp8_attention_errs_no_more_in_fused_parts_and_writes_its_memory_at_home() -> None:
+    pytest.importorskip("cudnn")
+    exact = flows(Kernels(), torch.float32)
+    fp8 = {"pack_qkv": True, "linears": "fp8", "attention": "fp8"}
+    plain = error(flows(Kernels("plain", **fp8), torch.bfloat16), exact)
+    fused = error(flows(Kernels("fused", parts="fused", **fp8), torch.bfloat16), exact)
+    assert 1e-3 < fused < 0.1
+    assert fused < 1.25 * plain
+
+
+@pytest.mark.parametrize("keys", [384, 1170])
+def test_fp8_attention_is_that_of_the_plain_function(keys: int) -> None:
+    pytest.importorskip("cudnn")
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(1, n, 4, 128) for n in (195, keys, keys))
+    stored = (encode(q), *encode_keys_values(k, v))
+    expected = decode_values(attend_in_fp8(*stored))
+    packed = torch.stack([stored[0]] * 3, dim=-2).cuda()  # q lies apart in what ranks exchange
+    made = attend_in_fp8(packed[..., 1, :], *(x.cuda() for x in stored[1:]))
+    assert error(decode_values(made).cpu(), expected) < 0.05  # the weights are rounded, too
 
 
 def test_the_fp8_matmul_is_its_product_spelled_out() -> None:

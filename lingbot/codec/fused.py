@@ -14,7 +14,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from diffusers.models.autoencoders.autoencoder_kl_wan import WanResidualBlock, WanUpsample
-from torch import Tensor, nn
+from torch import Tensor
 
 from lingbot.codec.rows import add_with_bias, join_normed
 from lingbot.codec.video import VideoCodec
@@ -38,8 +38,8 @@ def fuse_decoder(codec: VideoCodec) -> None:
     for layer in codec.vae.decoder.modules():
         if isinstance(layer, WanResidualBlock):
             layer.forward = partial(residual, layer)
-        elif isinstance(layer, WanUpsample):  # copies pixels: no need to do so in float32
-            layer.forward = partial(nn.Upsample.forward, layer)
+        elif isinstance(layer, WanUpsample) and tuple(layer.scale_factor) == (2.0, 2.0):
+            layer.forward = doubled
 
 
 def residual(
@@ -61,6 +61,14 @@ def residual(
         # a bias added here would be one more pass over memory: it goes into what comes next
         x, bias = F.conv3d(joined, convolution.weight, padding=(0, 1, 1)), convolution.bias
     return as_video(add_with_bias(as_rows(x), bias, shortcut), frames, height, width)
+
+
+def doubled(x: Tensor) -> Tensor:
+    """Every pixel of x [N, C, H, W] four times: nearest neighbours, without a trip to float32."""
+    y = x.movedim(1, -1)
+    n, height, width, channels = y.shape
+    y = y[:, :, None, :, None].expand(n, height, 2, width, 2, channels)
+    return y.reshape(n, 2 * height, 2 * width, channels).movedim(-1, 1)
 
 
 def as_rows(x: Tensor) -> Tensor:

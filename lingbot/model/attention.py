@@ -34,6 +34,13 @@ class AttentionMemory(Protocol):
         """Keeps k, v [B, C, S, h, D] without attending."""
         ...
 
+    def home(self, layer: int) -> Tensor | None:
+        """Where `store` would put the k and v of a chunk, [2, B, S, h, D]; None for no one place.
+
+        What has been written there need not be stored.
+        """
+        ...
+
 
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Plain attention, heads in the third place: q [B, S, h, D], k and v [B, T, h, D]."""

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from lingbot.model.attention import AttentionMemory, CrossAttention, SelfAttention, attend
 from lingbot.model.camera_conditioner import CameraConditioner, ConditionerCache
 from lingbot.model.exchange import Exchange
+from lingbot.model.fp8_attention import decode_values, encode, encode_keys_values
 
 
 def modulated_norm(x: Tensor, scale: Tensor, shift: Tensor, eps: float) -> Tensor:
@@ -25,6 +26,8 @@ class Block(CameraConditioner):
     def __init__(self, layer: int, dim: int, ffn_dim: int, num_heads: int, eps: float) -> None:
         super().__init__()
         self.layer, self.eps = layer, eps
+        self.fp8_attention = False  # see `lingbot.model.fp8_attention`
+        self.fused = False  # see `lingbot.model.fused`
         self.modulation = nn.Parameter(torch.randn(1, 6, dim) / dim**0.5)
         self.self_attn = SelfAttention(dim, num_heads, eps)
         self.norm3 = nn.LayerNorm(dim, eps=eps)
@@ -56,25 +59,39 @@ class Block(CameraConditioner):
         C is a multiple of C': clean and noisy chunks of a training clip share their rays. The
         arithmetic lies in three parts, cut where memory, exchange and caches come in.
         """
-        q, k, v = exchange.to_heads(self.before_attention(x, six, rope, exchange))
+        home = memory.home(self.layer) if self.fused else None
+        q, k, v = exchange.to_heads(self.before_attention(x, six, rope, exchange, home))
         y = exchange.to_tokens(memory.attend(self.layer, q, k, v))
         cam = conditioner(self.layer, rays, self.scale_shift, updating=updating)
         x, q = self.after_attention(x, y, six, *cam)
         return self.feed_forward(x, attend(q, *text_kv), six)
 
     def before_attention(
-        self, x: Tensor, six: Tensor, rope: tuple[Tensor, Tensor], exchange: Exchange
+        self,
+        x: Tensor,
+        six: Tensor,
+        rope: tuple[Tensor, Tensor],
+        exchange: Exchange,
+        home: Tensor | None = None,
     ) -> tuple[Tensor, ...]:
-        """x [B, C, L, dim] -> queries, keys and values as the exchange packs them."""
+        """x [B, C, L, dim] -> queries, keys and values as the exchange packs them.
+
+        Other ways to do this may leave keys and values in the memory's `home` at once.
+        """
         shift, scale, *_ = self._modulation(six)
         y = modulated_norm(x, scale, shift, self.eps).to(self.dtype)
-        return exchange.pack(*self.self_attn.queries_keys_values(y, rope))
+        q, k, v = self.self_attn.queries_keys_values(y, rope)
+        if self.fp8_attention:
+            q, (k, v) = encode(q), encode_keys_values(k, v)
+        return exchange.pack(q, k, v)
 
     def after_attention(
         self, x: Tensor, y: Tensor, six: Tensor, cam_scale: Tensor, cam_shift: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Attended values y [B, C, L, H, D] and the camera into x; and queries of the prompt."""
         gate = self._modulation(six)[2]
+        if self.fp8_attention:
+            y = decode_values(y, self.dtype)
         x = x + gate * self.self_attn.o(y.flatten(-2)).float()
         x = move_with_camera(x, cam_scale, cam_shift)
         weight, bias = self.norm3.weight.float(), self.norm3.bias.float()
@@ -102,15 +119,25 @@ class Block(CameraConditioner):
         exchange: Exchange,
     ) -> None:
         """Ends a context update here: the keys and values of x are kept, nothing else is made."""
-        memory.store(self.layer, *exchange.to_heads(self.before_store(x, six, rope, exchange)))
+        home = memory.home(self.layer) if self.fused else None
+        packed = self.before_store(x, six, rope, exchange, home)
+        memory.store(self.layer, *exchange.to_heads(packed))
 
     def before_store(
-        self, x: Tensor, six: Tensor, rope: tuple[Tensor, Tensor], exchange: Exchange
+        self,
+        x: Tensor,
+        six: Tensor,
+        rope: tuple[Tensor, Tensor],
+        exchange: Exchange,
+        home: Tensor | None = None,
     ) -> tuple[Tensor, ...]:
         """Like `before_attention`, without queries."""
         shift, scale, *_ = self._modulation(six)
         y = modulated_norm(x, scale, shift, self.eps).to(self.dtype)
-        return exchange.pack(*self.self_attn.keys_values(y, rope))
+        k, v = self.self_attn.keys_values(y, rope)
+        if self.fp8_attention:
+            k, v = encode_keys_values(k, v)
+        return exchange.pack(k, v)
 
     def _modulation(self, six: Tensor) -> tuple[Tensor, ...]:
         """Six vectors of [B, C, 1, dim]: shift, scale, gate of attention, then of the ffn."""

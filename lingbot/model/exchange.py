@@ -29,11 +29,12 @@ class Exchange(Protocol):
         ...
 
     def send_buffer(
-        self, like: Tensor, count: int, shape: tuple[int, ...]
-    ) -> tuple[tuple[Tensor, ...], Tensor]:
+        self, like: Tensor, count: int, shape: tuple[int, ...], home: Tensor | None = None
+    ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
         """What `pack` would give for `count` tensors of shape [B, C, L, H, D], still empty.
 
-        And a view [count, B * C * L, ranks, h, D] of it to write them through.
+        And views [B * C * L, ranks, h, D] of them to write them through, one a tensor. Where
+        nothing has to be sent, keys and values may lie in the memory's `home` [2, B, S, h, D].
         """
         ...
 
@@ -71,10 +72,14 @@ class LocalExchange:
         return tensors
 
     def send_buffer(
-        self, like: Tensor, count: int, shape: tuple[int, ...]
-    ) -> tuple[tuple[Tensor, ...], Tensor]:
-        buffer = like.new_empty(count, *shape)
-        return buffer.unbind(0), buffer.flatten(1, 3).unsqueeze(2)
+        self, like: Tensor, count: int, shape: tuple[int, ...], home: Tensor | None = None
+    ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        if home is not None and shape[:2] == (1, 1) and home.dtype == like.dtype:
+            queries = [like.new_empty(shape) for _ in range(count - 2)]
+            tensors = (*queries, *(half.unsqueeze(1) for half in home))
+        else:
+            tensors = like.new_empty(count, *shape).unbind(0)
+        return tensors, tuple(x.flatten(0, 2).unsqueeze(1) for x in tensors)
 
     def to_heads(self, packed: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         return packed

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from lingbot.model.block import Block
 from lingbot.model.exchange import Exchange
 from lingbot.model.fp8 import FP8, LARGEST, Fp8Linear, Quantised
+from lingbot.model.fp8_attention import VALUE_SCALE, decode_values
 
 PARTS = ("before_attention", "before_store", "after_attention", "feed_forward")
 
@@ -28,6 +29,7 @@ def fuse_parts(block: Block) -> None:
         ImportError: without Triton, which comes with PyTorch for CUDA.
     """
     rows = RowKernels(block)
+    block.fused = True
     for name in PARTS:
         object.__setattr__(block, name, getattr(rows, name))
 
@@ -45,23 +47,33 @@ class RowKernels:
         self._block, self._kernels = block, triton_rows
 
     def before_attention(
-        self, x: Tensor, six: Tensor, rope: tuple[Tensor, Tensor], exchange: Exchange
+        self,
+        x: Tensor,
+        six: Tensor,
+        rope: tuple[Tensor, Tensor],
+        exchange: Exchange,
+        home: Tensor | None = None,
     ) -> tuple[Tensor, ...]:
         attention = self._block.self_attn
         assert attention.packed is not None
         made = attention.packed(self._norm_modulate(x, six, attention.packed))
-        packed, view = self._send_buffer(x, 3, exchange)
-        self._norm_rotate_pack(made.unflatten(-1, (3, -1)), view, rope, first=0)
+        packed, views = self._send_buffer(x, 3, exchange, home)
+        self._norm_rotate_pack(made.unflatten(-1, (3, -1)), views, rope, first=0)
         return packed
 
     def before_store(
-        self, x: Tensor, six: Tensor, rope: tuple[Tensor, Tensor], exchange: Exchange
+        self,
+        x: Tensor,
+        six: Tensor,
+        rope: tuple[Tensor, Tensor],
+        exchange: Exchange,
+        home: Tensor | None = None,
     ) -> tuple[Tensor, ...]:
         attention = self._block.self_attn
         y = self._norm_modulate(x, six, attention.k)
-        packed, view = self._send_buffer(x, 2, exchange)
-        for n, layer in enumerate((attention.k, attention.v)):
-            self._norm_rotate_pack(layer(y).unsqueeze(1), view[n : n + 1], rope, first=1 + n)
+        packed, views = self._send_buffer(x, 2, exchange, home)
+        for first, layer in ((1, attention.k), (2, attention.v)):
+            self._norm_rotate_pack(layer(y).unsqueeze(1), (views[0], *views), rope, first)
         return packed
 
     def after_attention(
@@ -73,7 +85,7 @@ class RowKernels:
                 f"camera scale of {tuple(cam_scale.shape)} for tokens of {tuple(x.shape)}: fused "
                 "parts take one for each token, as in driving"
             )
-        y = self._linear(block.self_attn.o, y.flatten(-2).flatten(0, -2))
+        y = self._project(block.self_attn.o, y.flatten(-2).flatten(0, -2))
         moved = torch.empty_like(x)
         out, scales, largest = self._output(x, cross.q)
         self._launch(
@@ -117,16 +129,17 @@ class RowKernels:
         return self._input(out, scales, largest)
 
     def _norm_rotate_pack(
-        self, made: Tensor, view: Tensor, rope: tuple[Tensor, Tensor], first: int
+        self, made: Tensor, views: tuple[Tensor, ...], rope: tuple[Tensor, Tensor], first: int
     ) -> None:
-        """made [rows, n, dim] into view [n, rows, ranks, heads, D]; `first` 0 is q, 1 k, 2 v."""
+        """made [rows, n, dim] into views of q, k, v [rows, ranks, heads, D]; `first` 0 is q."""
         attention = self._block.self_attn
         cos, sin = rope
         rows, count, dim = made.shape
         self._launch(
             "norm_rotate_pack", made, attention.norm_q.weight, attention.norm_k.weight, cos, sin,
-            view, made.stride(0), made.stride(1), *view.stride()[:4], cos.shape[0] * cos.shape[1],
-            view.shape[3], first, dim, attention.norm_q.eps, view.shape[4],
+            *views, made.stride(0), made.stride(1), *views[0].stride()[:3], *views[1].stride()[:3],
+            cos.shape[0] * cos.shape[1], views[0].shape[2], first, dim, attention.norm_q.eps,
+            VALUE_SCALE, LARGEST if self._block.fp8_attention else 0.0, views[0].shape[3],
             grid=(rows, count), columns=dim,
         )  # fmt: skip
 
@@ -140,6 +153,14 @@ class RowKernels:
             # the matmul's own epilogue, which is the tanh form
             return torch._addmm_activation(first.bias, x, first.weight.T, use_gelu=True)
         return F.gelu(first(x), approximate="tanh")
+
+    def _project(self, layer: nn.Module, y: Tensor) -> Tensor:
+        """The output projection of self-attention; y [rows, dim] may be encoded in fp8."""
+        if y.dtype != FP8:
+            return self._linear(layer, y)
+        if not isinstance(layer, Fp8Linear):
+            return layer(decode_values(y, self._block.dtype))
+        return layer(Quantised(y, _scales(y).fill_(1 / VALUE_SCALE)))
 
     def _linear(self, layer: nn.Module, x: Tensor) -> Tensor:
         """x [rows, dim] through a linear of either kind."""
@@ -162,11 +183,11 @@ class RowKernels:
         return Quantised(out, scales) if largest else out
 
     def _send_buffer(
-        self, x: Tensor, count: int, exchange: Exchange
-    ) -> tuple[tuple[Tensor, ...], Tensor]:
-        heads = self._block.self_attn.num_heads
-        like = x.new_empty(0, dtype=self._block.dtype)
-        return exchange.send_buffer(like, count, (*x.shape[:3], heads, self._width))
+        self, x: Tensor, count: int, exchange: Exchange, home: Tensor | None
+    ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        heads, dtype = self._block.self_attn.num_heads, self._block.dtype
+        like = x.new_empty(0, dtype=FP8 if self._block.fp8_attention else dtype)
+        return exchange.send_buffer(like, count, (*x.shape[:3], heads, self._width), home)
 
     def _launch(
         self, name: str, x: Tensor, *arguments: Any, grid: tuple[int, ...] = (), columns: int = 0

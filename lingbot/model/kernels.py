@@ -17,13 +17,14 @@ from torch import nn
 
 from lingbot.model.block import Block
 from lingbot.model.fp8 import Fp8Linear
+from lingbot.model.fp8_attention import check_frontend
 from lingbot.model.fused import fuse_parts
 from lingbot.model.transformer import CausalLingBotTransformer
 
 log = logging.getLogger(__name__)
 
 Parts = Literal["eager", "compiled", "fused"]
-Linears = Literal["exact", "fp8"]
+Precision = Literal["exact", "fp8"]
 COMPILED = ("before_attention", "before_store", "after_attention", "feed_forward", "scale_shift")
 IN_FP8 = ("self_attn", "cross_attn", "ffn")
 
@@ -39,6 +40,8 @@ class Kernels:
             the weights are on a GPU, and compiled elsewhere.
         pack_qkv: q, k and v of self-attention out of one matmul; driving only.
         linears: the blocks' linears `exact`, in the weights' own precision, or `fp8`; driving only.
+        attention: self-attention `exact` or in `fp8`, with all keys and values kept in it, see
+            `lingbot.model.fp8_attention`; driving only.
         fuse_decode: the decoder with its arithmetic fused, see `lingbot.codec.fused`.
         graph_decode: on CUDA, sessions decode by a recorded graph, see `lingbot.codec.graphed`.
 
@@ -50,6 +53,7 @@ class Kernels:
     parts: str = "eager"
     pack_qkv: bool = False
     linears: str = "exact"
+    attention: str = "exact"
     fuse_decode: bool = False
     graph_decode: bool = False
 
@@ -58,23 +62,25 @@ class Kernels:
             raise ValueError("kernels.parts='fused' writes q, k and v at once: set pack_qkv=true")
         for option, value, known in (
             ("parts", self.parts, get_args(Parts)),
-            ("linears", self.linears, get_args(Linears)),
+            ("linears", self.linears, get_args(Precision)),
+            ("attention", self.attention, get_args(Precision)),
         ):
             if value not in known:
                 raise ValueError(f"kernels.{option}={value!r}: choose one of {known}")
 
     @property
-    def of_the_transformer(self) -> tuple[str, bool, str]:
+    def of_the_transformer(self) -> tuple[str, bool, str, str]:
         """What a prepared transformer cannot change any more."""
-        return self.parts, self.pack_qkv, self.linears
+        return self.parts, self.pack_qkv, self.linears, self.attention
 
     def check_training(self) -> None:
         """Raises ValueError for kernels that weights cannot be trained through."""
-        if self.pack_qkv or self.linears != "exact" or self.parts == "fused":
+        exact = self.linears == self.attention == "exact"
+        if self.pack_qkv or self.parts == "fused" or not exact:
             raise ValueError(
                 f"kernels={self.name} (parts={self.parts}, pack_qkv={self.pack_qkv}, "
-                f"linears={self.linears}) is for driving: train with kernels=reference or "
-                "kernels=compiled"
+                f"linears={self.linears}, attention={self.attention}) is for driving: train with "
+                "kernels=reference or kernels=compiled"
             )
 
     def prepare(self, transformer: CausalLingBotTransformer) -> None:
@@ -82,6 +88,7 @@ class Kernels:
 
         Raises:
             RuntimeError: when it has been prepared for other kernels: build it anew.
+            ImportError: for fp8 attention on a GPU without cuDNN's frontend.
         """
         before = transformer.kernels
         if isinstance(before, Kernels):
@@ -94,8 +101,12 @@ class Kernels:
         parts = self.parts
         if parts == "fused" and transformer.device.type != "cuda":
             parts = "compiled"
+        if self.attention == "fp8" and transformer.device.type == "cuda":
+            check_frontend()
+        transformer.fp8_attention = self.attention == "fp8"
         for block in transformer.blocks:
             assert isinstance(block, Block)
+            block.fp8_attention = transformer.fp8_attention
             if self.pack_qkv:
                 pack_qkv(block)
             if self.linears == "fp8":
@@ -106,8 +117,8 @@ class Kernels:
                 compile_parts(block)
         transformer.kernels = self
         log.info(
-            "Kernels %s: parts %s, q, k, v %s, linears %s; decoder %s, %s.",
-            self.name, parts, "packed" if self.pack_qkv else "apart", self.linears,
+            "Kernels %s: parts %s, q, k, v %s, linears %s, attention %s; decoder %s, %s.",
+            self.name, parts, "packed" if self.pack_qkv else "apart", self.linears, self.attention,
             "fused" if self.fuse_decode else "as published",
             "replayed as a graph on CUDA" if self.graph_decode else "one kernel after another",
         )  # fmt: skip

@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 
 from lingbot.model.attention import attend
+from lingbot.model.fp8 import FP8
+from lingbot.model.fp8_attention import attend_in_fp8, decode_values
 from lingbot.model.rope import Grid
 
 
@@ -86,6 +88,7 @@ class KVCache:
         config: window and sink in latent frames.
         grid: token grid of one chunk.
         layers, batch, heads, head_dim: sizes; `heads` are those of this rank.
+        dtype: of keys and values; those in fp8 are encoded, see `lingbot.model.fp8_attention`.
 
     Raises:
         ValueError: when a chunk does not fit the ring.
@@ -105,6 +108,7 @@ class KVCache:
     ) -> None:
         config.check_chunk(grid.frames)
         self.config, self.grid = config, grid
+        self.in_fp8 = dtype == FP8
         shape = (2, batch, config.capacity * grid.tokens_per_frame, heads, head_dim)
         with torch.inference_mode(False):  # written to in whatever mode the caller is
             self._memory = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(layers)]
@@ -153,16 +157,33 @@ class KVCache:
         for start in range(0, first_frame, self.grid.frames):
             self.begin_chunk(start)
         for memory in self._memory:
-            memory.normal_(generator=generator)
+            if self.in_fp8:  # drawn in float32, a layer at a time
+                drawn = torch.empty(memory.shape, device=memory.device)
+                memory.copy_(drawn.normal_(generator=generator))
+            else:
+                memory.normal_(generator=generator)
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Stores the chunk's k, v and attends over all that is visible: [B, 1, S, h, D] each."""
         self.store(layer, k, v)
         keys, values = self.visible(layer)
-        return attend(q.squeeze(1), keys, values).unsqueeze(1)
+        attention = attend_in_fp8 if self.in_fp8 else attend
+        return attention(q.squeeze(1), keys, values).unsqueeze(1)
+
+    def home(self, layer: int) -> Tensor | None:
+        """The chunk's slots, a view [2, B, S, h, D], where they are one behind the other."""
+        if len(self._runs) != 1:
+            return None
+        (_, slot, count), tokens = self._runs[0], self.grid.tokens_per_frame
+        return self._memory[layer][:, :, slot * tokens : (slot + count) * tokens]
 
     def store(self, layer: int, k: Tensor, v: Tensor) -> None:
-        """Writes the chunk's keys and values [B, 1, S, h, D] into its slots."""
+        """Writes the chunk's keys and values [B, 1, S, h, D] into its slots, if not there yet."""
+        home = self.home(layer)
+        if home is not None and (k.data_ptr(), v.data_ptr()) == (
+            home[0].data_ptr(), home[1].data_ptr(),
+        ):  # fmt: skip
+            return
         tokens = self.grid.tokens_per_frame
         keys, values = self._memory[layer].unbind(0)
         for frame, slot, count in self._runs:
@@ -174,6 +195,8 @@ class KVCache:
     def of_chunk(self, layer: int) -> tuple[Tensor, Tensor]:
         """Copies of the current chunk's keys and values [B, S, h, D], as its last pass left them.
 
+        Decoded where they are kept in fp8.
+
         Raises:
             RuntimeError: before the first chunk.
         """
@@ -181,8 +204,11 @@ class KVCache:
             raise RuntimeError("the memory holds no chunk yet: call begin_chunk before a pass")
         tokens = self.grid.tokens_per_frame
         slots = [slice(slot * tokens, (slot + count) * tokens) for _, slot, count in self._runs]
-        rows = torch.cat([self._memory[layer][:, :, own] for own in slots], dim=2)
-        return rows[0], rows[1]
+        keys, values = (
+            torch.cat([half[:, own] for own in slots], dim=1)
+            for half in self._decoded(self._memory[layer])
+        )
+        return keys, values
 
     def visible(self, layer: int) -> tuple[Tensor, Tensor]:
         """Views of the filled slots: keys and values [B, visible tokens, h, D]."""
@@ -190,13 +216,21 @@ class KVCache:
         return filled[0], filled[1]
 
     def in_time_order(self, layer: int) -> tuple[Tensor, Tensor]:
-        """Copies of the visible keys and values sorted by frame, as the published code has them."""
+        """Copies of the visible keys and values sorted by frame, as the published code has them.
+
+        Decoded where they are kept in fp8.
+        """
         order = sorted(range(self.frames_visible), key=self._frame_of_slot.__getitem__)
         keys, values = (
             rows.unflatten(1, (-1, self.grid.tokens_per_frame))[:, order].flatten(1, 2)
-            for rows in self.visible(layer)
+            for rows in self._decoded(self.visible(layer))
         )
         return keys, values
+
+    def _decoded(self, rows: Tensor | tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """Keys and values as numbers, whatever they are kept in."""
+        keys, values = rows
+        return (keys.float(), decode_values(values)) if self.in_fp8 else (keys, values)
 
     def _check_place(self, first_frame: int) -> None:
         held, sink = self._frame_of_slot, self.config.sink

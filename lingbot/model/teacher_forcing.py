@@ -47,6 +47,9 @@ class TeacherForcing:
     def store(self, layer: int, k: Tensor, v: Tensor) -> None:
         raise RuntimeError("a training clip has no context update: call attend")
 
+    def home(self, layer: int) -> None:
+        return None  # every chunk of a clip is attended to where it is
+
     def _past(self, chunk: int, x: Tensor) -> list[Tensor]:
         """Runs of clean frames before `chunk` that it sees, from x [B, n * S, h, D]."""
         first = chunk * self.frames_per_chunk

@@ -20,6 +20,7 @@ from lingbot.model.attention import AttentionMemory
 from lingbot.model.block import Block, modulated_norm
 from lingbot.model.camera_conditioner import ConditionerCache
 from lingbot.model.exchange import Exchange
+from lingbot.model.fp8 import FP8
 from lingbot.model.rope import Grid, RopeTables
 from lingbot.model.time_embedding import TimeEmbedding, sinusoid
 
@@ -131,11 +132,17 @@ class CausalLingBotTransformer(nn.Module):
         )
         self.head = Head(c.dim, c.out_channels * patch, c.eps)
         self.rope = RopeTables(c.head_dim)
+        self.fp8_attention = False  # see `lingbot.model.fp8_attention`
         self.kernels: object | None = None  # what `lingbot.model.kernels` has prepared it for
 
     @property
     def dtype(self) -> torch.dtype:
         return self.patch_embedding.weight.dtype
+
+    @property
+    def memory_dtype(self) -> torch.dtype:
+        """What keys and values of earlier chunks are kept in."""
+        return FP8 if self.fp8_attention else self.dtype
 
     @property
     def device(self) -> torch.device:

@@ -117,13 +117,15 @@ def rms_norm(x, weight, out, D, eps, W: tl.constexpr):
 
 @triton.jit
 def norm_rotate_pack(
-    x, norm_q, norm_k, cos, sin, out, x_row, x_tensor, out_tensor, out_row, out_rank, out_head,
-    positions, heads, FIRST: tl.constexpr, D, eps, WIDTH: tl.constexpr, W: tl.constexpr,
+    x, norm_q, norm_k, cos, sin, out_q, out_k, out_v, x_row, x_tensor,
+    q_row, q_rank, q_head, kv_row, kv_rank, kv_head, positions, heads, FIRST: tl.constexpr, D, eps,
+    VALUE_SCALE: tl.constexpr, LARGEST: tl.constexpr, WIDTH: tl.constexpr, W: tl.constexpr,
 ):  # fmt: skip
-    """q, k, v of a token to where the exchange sends them from; q and k normed and rotated.
+    """q, k, v of a token to where attention or the exchange takes them; q and k normed and rotated.
 
     Program (row, n) takes tensor n of x [rows, n, D], counted from FIRST: 0 is q, 1 is k, 2 is v.
-    `out` is [n, rows, ranks, heads, WIDTH] by its strides; cos and sin are [positions, WIDTH / 2].
+    The outputs are [rows, ranks, heads, WIDTH] by their strides, cos and sin [positions, WIDTH/2].
+    With LARGEST not 0 they are in fp8, values times VALUE_SCALE.
     """
     row = tl.program_id(0).to(tl.int64)
     tensor = tl.program_id(1)
@@ -139,10 +141,21 @@ def norm_rotate_pack(
         angle = (row % positions) * (WIDTH // 2) + pair % (WIDTH // 2)
         c, s = tl.load(cos + angle), tl.load(sin + angle)
         value = tl.interleave(even * c - odd * s, even * s + odd * c)
+    if LARGEST > 0:
+        if tensor + FIRST == 2:
+            value = value * VALUE_SCALE
+        value = tl.minimum(tl.maximum(value, -LARGEST), LARGEST)
+    made = value.to(out_k.dtype.element_ty)
     head = column // WIDTH
-    place = (head // heads) * out_rank + (head % heads) * out_head + column % WIDTH
-    place += tensor.to(tl.int64) * out_tensor + row * out_row
-    tl.store(out + place, value.to(out.dtype.element_ty), mask=real)
+    rank, head = head // heads, head % heads
+    place = row * kv_row + rank * kv_rank + head * kv_head + column % WIDTH
+    if tensor + FIRST == 0:
+        place = row * q_row + rank * q_rank + head * q_head + column % WIDTH
+        tl.store(out_q + place, made, mask=real)
+    elif tensor + FIRST == 1:
+        tl.store(out_k + place, made, mask=real)
+    else:
+        tl.store(out_v + place, made, mask=real)
 
 
 @triton.jit

@@ -45,9 +45,12 @@ class Wire:
         """Rows [sum(send), ...] to their ranks; returns this rank's [sum(receive), ...]."""
         rows = x.shape[0] if receive is None else sum(receive)
         out = x.new_empty(rows, *x.shape[1:])
+        sent, received = (as_bytes(t) for t in (x, out))
         kept = x.shape[0] // self.size if send is None else send[self.rank]
         with self.log.record(name, self.path, _bytes(x, x.shape[0] - kept), x.device):
-            dist.all_to_all_single(out, x, _listed(receive), _listed(send), group=self.group)
+            dist.all_to_all_single(
+                received, sent, _listed(receive), _listed(send), group=self.group
+            )
         return out
 
     def all_gather(self, x: Tensor, sizes: Sizes, name: str) -> Tensor:
@@ -107,6 +110,11 @@ def all_to_all(x: Tensor, wire: Wire, send: Sizes, receive: Sizes, name: str) ->
 def all_gather(x: Tensor, wire: Wire, sizes: Sizes, name: str) -> Tensor:
     """Differentiable all-gather of rows; its gradient is the sum over ranks."""
     return _Gather.apply(x.contiguous(), wire, sizes, name)
+
+
+def as_bytes(x: Tensor) -> Tensor:
+    """Tensors in fp8, which not every backend knows, as bytes; others as they are."""
+    return x.view(torch.uint8) if x.dtype == torch.float8_e4m3fn else x
 
 
 def _bytes(x: Tensor, rows: int) -> int:

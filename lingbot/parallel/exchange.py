@@ -86,15 +86,16 @@ class SequenceExchange:
         return (torch.stack(dealt, dim=-2),)
 
     def send_buffer(
-        self, like: Tensor, count: int, shape: tuple[int, ...]
-    ) -> tuple[tuple[Tensor, ...], Tensor]:
-        """An empty buffer as `pack` makes it of `count` tensors [B,C,L,H,D]; and a view to fill it.
+        self, like: Tensor, count: int, shape: tuple[int, ...], home: Tensor | None = None
+    ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """An empty buffer as `pack` makes it of `count` tensors [B,C,L,H,D]; and views to fill it.
 
-        The view is [count, (B C L), r, h, D], in the order in which a kernel makes its values.
+        The views are [(B C L), r, h, D], in the order in which a kernel makes its values. What has
+        to be sent cannot lie in the memory, so `home` is not used.
         """
         batch, chunks, local, heads, width = shape
         buffer = like.new_empty(self.size, batch, chunks, local, heads // self.size, count, width)
-        return (buffer,), rearrange(buffer, "r B C L h n D -> n (B C L) r h D")
+        return (buffer,), rearrange(buffer, "r B C L h n D -> n (B C L) r h D").unbind(0)
 
     def to_heads(self, packed: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """All heads of local tokens, packed, to local heads of all tokens [B,C,S,h,D] each.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lingbot.codec.fused import fuse_decoder
+from lingbot.codec.fused import doubled, fuse_decoder
 from lingbot.codec.graphed import GraphedDecoder
 from lingbot.codec.rows import add_with_bias, join_normed
 from lingbot.codec.split import SplitDecoder
@@ -69,6 +69,12 @@ def test_fusing_twice_changes_nothing_and_weights_keep_their_names(codecs):
 def test_channels_that_do_not_come_last_are_refused():
     with pytest.raises(ValueError, match=r"memory_format='contiguous'.*channels_last_3d"):
         fuse_decoder(VideoCodec(make_codec(WAN).vae, memory_format="contiguous"))
+
+
+def test_doubled_pixels_are_those_of_the_nearest_neighbour():
+    x = torch.randn(2, 3, 4, 5, generator=torch.Generator().manual_seed(0))
+    expected = torch.nn.functional.interpolate(x, scale_factor=2.0, mode="nearest-exact")
+    assert torch.equal(doubled(x), expected)
 
 
 def test_rows_are_joined_and_added_as_their_formulas_say():

@@ -13,11 +13,13 @@ from torch import Tensor, nn
 from lingbot.diffusion import FlowMatching, FlowSchedule
 from lingbot.model import (
     CausalLingBotTransformer,
+    KVCache,
     KVCacheConfig,
     LocalExchange,
     TransformerConfig,
 )
 from lingbot.model.fp8 import Fp8Linear, quantise_rows, scaled_matmul
+from lingbot.model.fp8_attention import decode_values, encode, encode_keys_values
 from lingbot.model.kernels import COMPILED, Kernels, compile_parts
 from lingbot.parallel.exchange import SequenceExchange
 from lingbot.parallel.splits import even_splits
@@ -79,9 +81,10 @@ def test_a_send_buffer_filled_through_its_view_is_what_pack_gives(ranks, count):
     if ranks > 1:
         group = SimpleNamespace(size=lambda: ranks, rank=lambda: 0)
         exchange = SequenceExchange(group, even_splits(6 * ranks, ranks), 8)
-    packed, view = exchange.send_buffer(tensors[0], count, shape)
-    assert view.shape == (count, 2 * 3 * 6, ranks, 8 // ranks, 4)
-    view.copy_(torch.stack(tensors).view(view.shape))
+    packed, views = exchange.send_buffer(tensors[0], count, shape)
+    for view, x in zip(views, tensors, strict=True):
+        assert view.shape == (2 * 3 * 6, ranks, 8 // ranks, 4)
+        view.copy_(x.view(view.shape))
     expected = exchange.pack(*tensors)
     assert all(torch.equal(*pair) for pair in zip(packed, expected, strict=True))
 
@@ -166,6 +169,66 @@ def test_fp8_drives_stay_near_the_reference():
     reference, flows = drive(exact), drive(rough)
     relative = (flows - reference).norm() / reference.norm()
     assert 0 < relative < 0.1
+
+
+def test_attention_in_fp8_drives_near_the_reference_with_half_the_memory():
+    exact, rough = small_transformer(), small_transformer()
+    Kernels("attention", attention="fp8").prepare(rough)
+    reference, flows = drive(exact), drive(rough)
+    relative = (flows - reference).norm() / reference.norm()
+    assert 0 < relative < 0.05
+    halved = cached(rough.bfloat16(), WINDOW).memory.bytes / cached(exact, WINDOW).memory.bytes
+    assert halved == 1 / 4  # of float32
+    assert cached(exact.bfloat16(), WINDOW).memory.bytes == 2 * cached(rough, WINDOW).memory.bytes
+
+
+def test_what_is_encoded_for_fp8_attention_comes_back_within_half_a_step():
+    values = torch.randn(1000, generator=torch.Generator().manual_seed(0))
+    _, encoded = encode_keys_values(values, values)
+    assert encoded.dtype == torch.float8_e4m3fn
+    error = (decode_values(encoded) - values).abs()
+    assert (error <= values.abs() / 16 + 2**-13).all()
+    assert encode(torch.tensor([1e4, -1e4])).float().tolist() == [448.0, -448.0]
+
+
+def test_a_memory_in_fp8_gives_back_what_it_was_given_decoded():
+    grid = SMALL.grid(3, 4, 6)
+    memory = KVCache(
+        WINDOW, grid, layers=1, batch=1, heads=2, head_dim=12, dtype=torch.float8_e4m3fn,
+        device=torch.device("cpu"),
+    )  # fmt: skip
+    k, v = torch.randn(2, 1, 1, grid.tokens, 2, 12, generator=torch.Generator().manual_seed(0))
+    for first in (0, 3, 6):
+        memory.begin_chunk(first)
+        memory.store(0, *encode_keys_values(k, v))
+    for rows in (memory.of_chunk(0), [x[:, -grid.tokens :] for x in memory.in_time_order(0)]):
+        for kept, given in zip(rows, (k, v), strict=True):
+            torch.testing.assert_close(kept, given[:, 0], rtol=0.07, atol=0.01)
+    memory.pretend(6, torch.Generator().manual_seed(0))
+    assert memory.visible(0)[0].float().std() == pytest.approx(1, abs=0.05)
+
+
+def test_keys_and_values_written_at_home_need_not_be_stored():
+    grid = SMALL.grid(3, 4, 6)
+    memory = KVCache(
+        WINDOW, grid, layers=1, batch=1, heads=4, head_dim=12, dtype=torch.float32,
+        device=torch.device("cpu"),
+    )  # fmt: skip
+    memory.begin_chunk(0)
+    shape = (1, 1, grid.tokens, 4, 12)
+    packed, views = LocalExchange(4).send_buffer(torch.empty(0), 3, shape, memory.home(0))
+    for view in views:
+        view.normal_()
+    q, k, v = packed
+    before = [x.clone() for x in memory.visible(0)]
+    memory.store(0, k, v)
+    assert all(torch.equal(*pair) for pair in zip(memory.visible(0), before, strict=True))
+    assert torch.equal(memory.visible(0)[1], v[:, 0])
+    assert q.shape == shape
+    memory.begin_chunk(3)
+    memory.begin_chunk(6)
+    memory.begin_chunk(9)  # a ring of 4 frames: its chunk of 3 lies in two places
+    assert memory.home(0) is None
 
 
 def test_sides_that_fp8_cannot_take_are_refused():

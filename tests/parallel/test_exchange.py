@@ -66,6 +66,17 @@ def _check_forward(exchange: SequenceExchange, inputs: list[Tensor]) -> None:
     assert torch.equal(exchange.gather(local[2].flatten(-2)), v.flatten(-2))
 
 
+def _check_fp8(exchange: SequenceExchange, inputs: list[Tensor]) -> None:
+    """In 8 bits tensors travel as they are."""
+    q, k, v = (x.float().to(torch.float8_e4m3fn) for x in inputs[:3])
+    local = [exchange.shard(x, dim=2) for x in (q, k, v)]
+    received = exchange.to_heads(exchange.pack(*local))
+    for out, whole in zip(received, (q, k, v), strict=True):
+        assert out.dtype == torch.float8_e4m3fn
+        assert torch.equal(out.float(), _heads_of(whole, exchange).float())
+    assert torch.equal(exchange.to_tokens(received[2]).float(), local[2].float())
+
+
 def _check_gradients(exchange: SequenceExchange, inputs: list[Tensor]) -> None:
     ours, theirs = ([x.clone().requires_grad_() for x in inputs] for _ in range(2))
     loss = _loss(_network(*ours, exchange))
@@ -124,6 +135,7 @@ def _everything(rank: int, cases: list[tuple[int, int, int, bool | None]]) -> li
                 _check_one_chunk_is_views(exchange, inputs)
         _check_gradients(exchange, inputs)
         _check_bf16_gradients(exchange, inputs)
+        _check_fp8(exchange, inputs)
         paths.append(exchange.path)
     return paths
 
