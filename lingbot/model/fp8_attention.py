@@ -10,6 +10,7 @@ Letters: B batch, S queries, T keys, H heads, D head width.
 from __future__ import annotations
 
 from functools import cache
+from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 import torch
@@ -23,14 +24,12 @@ WEIGHT_SCALE = 256.0  # of the attention weights, which are at most 1
 
 
 def check_frontend() -> None:
-    """Raises ImportError, saying what to install, where a GPU could not attend in fp8."""
-    try:
-        import cudnn  # noqa: F401
-    except ImportError as error:
-        raise ImportError(
-            "kernels.attention=fp8 attends by cuDNN's Python frontend: install the extra "
-            "`lingbot[fp8]`, or choose kernels.attention=exact"
-        ) from error
+    """Raises ValueError where there is a GPU, but not what makes it attend in fp8."""
+    if torch.cuda.is_available() and find_spec("cudnn") is None:
+        raise ValueError(
+            "kernels.attention='fp8' attends by cuDNN's Python frontend, which is not installed: "
+            "pip install 'lingbot[fp8]', or choose kernels.attention=exact"
+        )
 
 
 def encode(x: Tensor, scale: float = 1.0) -> Tensor:

@@ -46,7 +46,7 @@ class Kernels:
         graph_decode: on CUDA, sessions decode by a recorded graph, see `lingbot.codec.graphed`.
 
     Raises:
-        ValueError: for an unknown choice.
+        ValueError: for an unknown choice, or one that this machine lacks something for.
     """
 
     name: str = "reference"
@@ -60,6 +60,8 @@ class Kernels:
     def __post_init__(self) -> None:
         if self.parts == "fused" and not self.pack_qkv:
             raise ValueError("kernels.parts='fused' writes q, k and v at once: set pack_qkv=true")
+        if self.attention == "fp8":
+            check_frontend()
         for option, value, known in (
             ("parts", self.parts, get_args(Parts)),
             ("linears", self.linears, get_args(Precision)),
@@ -88,7 +90,6 @@ class Kernels:
 
         Raises:
             RuntimeError: when it has been prepared for other kernels: build it anew.
-            ImportError: for fp8 attention on a GPU without cuDNN's frontend.
         """
         before = transformer.kernels
         if isinstance(before, Kernels):
@@ -101,8 +102,6 @@ class Kernels:
         parts = self.parts
         if parts == "fused" and transformer.device.type != "cuda":
             parts = "compiled"
-        if self.attention == "fp8" and transformer.device.type == "cuda":
-            check_frontend()
         transformer.fp8_attention = self.attention == "fp8"
         for block in transformer.blocks:
             assert isinstance(block, Block)

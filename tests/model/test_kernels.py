@@ -250,6 +250,16 @@ def test_unknown_choices_and_training_through_driving_kernels_are_refused():
     Kernels("compiled", parts="compiled").check_training()
 
 
+def test_fp8_attention_on_a_gpu_without_its_library_is_refused_before_anything_is_built(
+    monkeypatch,
+):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr("lingbot.model.fp8_attention.find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"lingbot\[fp8\].*kernels.attention=exact"):
+        Kernels(attention="fp8")
+    Kernels(linears="fp8")
+
+
 def test_a_transformer_prepared_once_does_not_change_its_kernels():
     transformer = prepared(Kernels("packed", pack_qkv=True))
     Kernels("packed", pack_qkv=True).prepare(transformer)
