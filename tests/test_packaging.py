@@ -53,6 +53,9 @@ def test_the_list_of_packages_is_the_tree(project, repository):
     assert listed == sorted(listed)
 
 
+FOR_GPUS = {"nvidia-cudnn-frontend"}  # of no use, and not installed, where there is none
+
+
 def test_every_requirement_is_pinned_as_it_is_installed(project, repository):
     lines = (repository / "constraints.txt").read_text().splitlines()
     pins = dict(line.split("==") for line in lines if line and not line.startswith("#"))
@@ -63,7 +66,8 @@ def test_every_requirement_is_pinned_as_it_is_installed(project, repository):
     for requirement in map(Requirement, asked):
         pin = pins[canonicalize_name(requirement.name)]
         assert pin in requirement.specifier, requirement
-        assert version(requirement.name).split("+")[0] == pin
+        if requirement.name not in FOR_GPUS:
+            assert version(requirement.name).split("+")[0] == pin
 
 
 def test_the_wheel_holds_modules_configuration_and_licence(wheel, repository):
