@@ -26,15 +26,8 @@ def fuse_decoder(codec: VideoCodec) -> None:
     """Make the codec's decoder run fused from here on; weights and their names stay.
 
     Its causal state then begins with two frames of zeros, which is what the published padding does.
-
-    Raises:
-        ValueError: for a codec that does not lay out its channels last.
+    Worth it for weights whose channels come last; others are laid out anew in every convolution.
     """
-    if codec.memory_format != "channels_last_3d":
-        raise ValueError(
-            f"codec.memory_format={codec.memory_format!r} cannot be decoded fused: choose "
-            "channels_last_3d, or kernels.fuse_decode=false"
-        )
     for layer in codec.vae.decoder.modules():
         if isinstance(layer, WanResidualBlock):
             layer.forward = partial(residual, layer)
