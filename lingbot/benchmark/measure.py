@@ -122,7 +122,11 @@ class Measurement:
         passes = len(module.sampler.indices)
         ranks = self.group.size() if self.group else 1
         dtype = DTYPES[setting.dtype]
-        shape = StepShape(config, grid.tokens, visible, passes, ranks, dtype, self.device)
+        kernels = module.kernels
+        shape = StepShape(
+            config, grid.tokens, visible, passes, ranks, dtype, self.device,
+            kernels.linears == "fp8", kernels.attention == "fp8",
+        )  # fmt: skip
         if shape not in self._floors:
             self._floors[shape] = measure_floor(shape, self.group)
         flops = StepFlops(config, grid, visible)

@@ -73,7 +73,7 @@ def _add_pace(add: Callable[[str, Cell], None], among: Sequence[Result]) -> None
     add("TFLOP a step", lambda r: f"{r.flops / 1e12:.3g}")
     if any(result.mfu is not None for result in among):
         add("MFU of the transformer", lambda r: "" if r.mfu is None else f"{r.mfu:.1%}")
-    add("floor without fp8, measured here", lambda r: f"{r.floor_ms:.1f}")
+    add("floor, measured here", lambda r: f"{r.floor_ms:.1f}")
     add("fraction of the roofline", lambda r: f"{r.floor_ms / r.transformer_ms:.1%}")
 
 

@@ -1,9 +1,10 @@
 """The floor of a realtime step: its matmuls, attentions and exchanges alone, measured here and now.
 
 Each shape is timed by itself at this rank's token count and in the run's dtype, with whatever
-PyTorch does fastest, and counted as often as a step needs it: the camera conditioner once,
-whatever the setting's policy. Norms, rotations, residuals, launches and waiting cost nothing in it
-and nothing overlaps, so a step that hides its exchange can get below.
+PyTorch does fastest, or in 8 bits where the setting runs it so. It counts as often as a step needs
+it: the camera conditioner once, whatever the setting's policy. Norms, rotations, residuals,
+quantising, launches and waiting cost nothing in it and nothing overlaps, so a step that hides its
+exchange can get below.
 """
 
 from __future__ import annotations
@@ -16,12 +17,15 @@ from functools import partial
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from lingbot.benchmark.records import Floor
 from lingbot.model import TransformerConfig
 from lingbot.model.attention import attend_by_matmul
+from lingbot.model.fp8 import Fp8Linear, quantise_rows
+from lingbot.model.fp8_attention import attend_in_fp8, encode, encode_keys_values
+from lingbot.parallel.collectives import as_bytes
 from lingbot.parallel.splits import even_splits
 
 WARM, ROUNDS, REPEATS = 3, 3, 8
@@ -38,6 +42,8 @@ class StepShape:
     ranks: int
     dtype: torch.dtype
     device: torch.device
+    fp8_linears: bool = False
+    fp8_attention: bool = False
 
 
 def measure_floor(shape: StepShape, group: dist.ProcessGroup | None) -> Floor:
@@ -51,7 +57,7 @@ def measure_floor(shape: StepShape, group: dist.ProcessGroup | None) -> Floor:
         "linears": linears + calls["kv"],
         "self_attention": blocks * calls["self_attention"],
         "cross_attention": blocks * calls["cross_attention"],
-        "camera_conditioner": layers * 4 * calls["out"],
+        "camera_conditioner": layers * 4 * calls["camera"],
     }
     if group is not None:
         parts["exchange"] = blocks * (calls["to_heads"] + calls["to_tokens"])
@@ -67,15 +73,19 @@ class _Floor:
 
     def linears(self) -> dict[str, float]:
         d, f = self.shape.config.dim, self.shape.config.ffn_dim
-        shapes = {"qkv": (d, 3 * d), "kv": (d, 2 * d), "out": (d, d), "ffn_in": (d, f),
-                  "ffn_out": (f, d)}  # fmt: skip
-        return {name: self._linear(*sizes) for name, sizes in shapes.items()}
+        measure = self._fp8_linear if self.shape.fp8_linears else self._linear
+        shapes = {"qkv": (d, 3 * d), "out": (d, d), "ffn_in": (d, f), "ffn_out": (f, d)}
+        exact = {"kv": (d, 2 * d), "camera": (d, d)}  # in every setting
+        return {name: measure(*sizes) for name, sizes in shapes.items()} | {
+            name: self._linear(*sizes) for name, sizes in exact.items()
+        }
 
     def attentions(self) -> dict[str, float]:
         c, tokens = self.shape.config, self.shape.chunk_tokens
         own = c.num_heads // self.shape.ranks
+        measure = self._fp8_attention if self.shape.fp8_attention else self._attention
         return {
-            "self_attention": self._attention(own, tokens, self.shape.visible_tokens),
+            "self_attention": measure(own, tokens, self.shape.visible_tokens),
             "cross_attention": self._attention(c.num_heads, self.local, c.text_len),
         }
 
@@ -91,6 +101,18 @@ class _Floor:
     def _linear(self, inputs: int, outputs: int) -> float:
         x, weight = self._random(self.local, inputs), self._random(outputs, inputs)
         return self._best(lambda: F.linear(x, weight))
+
+    def _fp8_linear(self, inputs: int, outputs: int) -> float:
+        linear = nn.Linear(inputs, outputs, bias=False, device="meta")
+        linear.weight = nn.Parameter(self._random(outputs, inputs), requires_grad=False)
+        layer, rows = Fp8Linear(linear), quantise_rows(self._random(self.local, inputs))
+        return self._best(lambda: layer(rows))
+
+    def _fp8_attention(self, heads: int, queries: int, keys: int) -> float:
+        width = self.shape.config.head_dim
+        q = encode(self._random(1, queries, heads, width))
+        k, v = encode_keys_values(*(self._random(1, keys, heads, width) for _ in range(2)))
+        return self._best(lambda: attend_in_fp8(q, k, v))
 
     def _attention(self, heads: int, queries: int, keys: int) -> float:
         width = self.shape.config.head_dim
@@ -113,6 +135,8 @@ class _Floor:
 
     def _all_to_all(self, rows: int, width: int) -> float:
         sent = self._random(rows, width)
+        if self.shape.fp8_attention:
+            sent = as_bytes(encode(sent))
         received = torch.empty_like(sent)
         return self._best(lambda: dist.all_to_all_single(received, sent, group=self.group))
 
