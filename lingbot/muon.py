@@ -55,17 +55,21 @@ class Muon(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One step; `closure` recomputes the loss and is run first, as Lightning does."""
+        """One step; `closure` recomputes the loss and is run first, as Lightning does.
+
+        All weights move together: a step of a small model is otherwise thousands of small kernels,
+        and takes longer to launch than the passes.
+        """
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            for weight in group["params"]:
-                if weight.grad is not None:
-                    matrix = is_matrix(weight, group["smallest_side"])
-                    take_step = muon_step if matrix else adam_step
-                    take_step(weight, weight.grad, self.state[weight], group)
+            weights = [weight for weight in group["params"] if weight.grad is not None]
+            for take_step, wanted in ((muon_step, True), (adam_step, False)):
+                chosen = [w for w in weights if is_matrix(w, group["smallest_side"]) is wanted]
+                if chosen:
+                    take_step(chosen, [self.state[w] for w in chosen], group)
         return loss
 
 
@@ -74,33 +78,53 @@ def is_matrix(weight: Tensor, smallest_side: int) -> bool:
     return weight.dim() >= 2 and min(weight.shape[0], weight[0].numel()) >= smallest_side
 
 
-def muon_step(weight: Tensor, grad: Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
-    """Move `weight` along its orthogonalised Nesterov momentum."""
-    if not state:
-        state["mean"] = torch.zeros_like(weight)
-    mean = state["mean"].lerp_(grad, 1 - group["momentum"])
-    direction = orthogonalise(grad.lerp(mean, group["momentum"]).flatten(1))
-    tall = max(1.0, weight.shape[0] / weight[0].numel()) ** 0.5
-    weight.add_(direction.view_as(weight), alpha=-group["lr"] * tall)
+def muon_step(weights: list[Tensor], states: list[dict[str, Any]], group: dict[str, Any]) -> None:
+    """Move `weights` along their orthogonalised Nesterov momentum, those of one shape at once."""
+    grads = [weight.grad for weight in weights if weight.grad is not None]
+    for weight, state in zip(weights, states, strict=True):
+        if not state:
+            state["mean"] = torch.zeros_like(weight)
+    means = [state["mean"] for state in states]
+    torch._foreach_lerp_(means, grads, 1 - group["momentum"])
+    ahead = torch._foreach_lerp(grads, means, group["momentum"])
+    alike: dict[torch.Size, list[int]] = {}
+    for i, direction in enumerate(ahead):
+        alike.setdefault(direction.flatten(1).shape, []).append(i)
+    for (rows, columns), places in alike.items():
+        directions = orthogonalise(torch.stack([ahead[i].flatten(1) for i in places]))
+        moved = [weights[i] for i in places]
+        steps = [d.view_as(w) for d, w in zip(directions.unbind(), moved, strict=True)]
+        torch._foreach_add_(moved, steps, alpha=-group["lr"] * max(1.0, rows / columns) ** 0.5)
 
 
-def adam_step(weight: Tensor, grad: Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
-    """Move `weight` by an Adam step of rate `lr * adam_ratio`."""
-    if not state:
-        state.update(step=0, mean=torch.zeros_like(weight), square=torch.zeros_like(weight))
-    state["step"] += 1
+def adam_step(weights: list[Tensor], states: list[dict[str, Any]], group: dict[str, Any]) -> None:
+    """Move `weights` by an Adam step of rate `lr * adam_ratio`."""
+    for weight, state in zip(weights, states, strict=True):
+        if not state:
+            state.update(step=0, mean=torch.zeros_like(weight), square=torch.zeros_like(weight))
+        state["step"] += 1
     first, second = group["betas"]
-    mean = state["mean"].lerp_(grad, 1 - first) / (1 - first ** state["step"])
-    square = state["square"].lerp_(grad.square(), 1 - second) / (1 - second ** state["step"])
-    weight.sub_(group["lr"] * group["adam_ratio"] * mean / (square.sqrt() + 1e-8))
+    grads = [weight.grad for weight in weights if weight.grad is not None]
+    means, squares = ([state[name] for state in states] for name in ("mean", "square"))
+    torch._foreach_lerp_(means, grads, 1 - first)
+    torch._foreach_lerp_(squares, torch._foreach_mul(grads, grads), 1 - second)
+    steps = torch._foreach_div(means, [1 - first ** state["step"] for state in states])
+    scales = torch._foreach_div(squares, [1 - second ** state["step"] for state in states])
+    torch._foreach_sqrt_(scales)
+    torch._foreach_add_(scales, 1e-8)
+    torch._foreach_div_(steps, scales)
+    torch._foreach_add_(weights, steps, alpha=-group["lr"] * group["adam_ratio"])
 
 
-def orthogonalise(matrix: Tensor) -> Tensor:
-    """The nearest semi-orthogonal matrix to `[rows, columns]`, roughly: singular values near 1."""
-    wide = matrix.T if matrix.shape[0] > matrix.shape[1] else matrix
-    x = wide.bfloat16()
-    x = x / (x.norm() + 1e-7)
+def orthogonalise(matrices: Tensor) -> Tensor:
+    """The nearest semi-orthogonal matrices to `[..., rows, columns]`, roughly.
+
+    Their singular values come out near 1.
+    """
+    tall = matrices.shape[-2] > matrices.shape[-1]
+    x = (matrices.mT if tall else matrices).bfloat16()
+    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
     for _ in range(ITERATIONS):
-        gram = x @ x.T
+        gram = x @ x.mT
         x = LINEAR * x + (CUBIC * gram + QUINTIC * gram @ gram) @ x
-    return (x.T if wide is not matrix else x).to(matrix.dtype)
+    return (x.mT if tall else x).to(matrices.dtype)

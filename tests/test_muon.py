@@ -37,3 +37,33 @@ def test_weights_under_the_smallest_side_take_adam_steps():
     layer(torch.randn(4, 8)).square().sum().backward()
     optimizer.step()
     torch.testing.assert_close((layer.weight - before).abs(), torch.full((8, 8), 0.002))
+
+
+def test_weights_that_move_together_move_as_each_would_alone():
+    torch.manual_seed(0)
+    shapes = [(24, 12), (24, 12), (12, 24), (16, 4, 2, 2), (12,), (3, 5), (24, 12)]
+    together = [torch.nn.Parameter(torch.randn(shape)) for shape in shapes]
+    alone = [torch.nn.Parameter(weight.detach().clone()) for weight in together]
+    optimizers = [Muon(together, lr=0.1), *(Muon([weight], lr=0.1) for weight in alone)]
+    for step in range(3):
+        for one, other in zip(together, alone, strict=True):
+            one.grad = torch.randn(one.shape)
+            other.grad = one.grad.clone()
+        if step == 1:  # one that has no gradient stays, and counts its own steps
+            together[4].grad = alone[4].grad = None
+        for optimizer in optimizers:
+            optimizer.step()
+    for one, other in zip(together, alone, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=2e-3)  # bfloat16 sums differ in order
+
+
+def test_what_muon_remembers_comes_back_from_a_checkpoint():
+    torch.manual_seed(0)
+    layer = torch.nn.Linear(8, 8)
+    optimizer = Muon(layer.parameters())
+    layer(torch.randn(4, 8)).square().sum().backward()
+    optimizer.step()
+    again = Muon(layer.parameters())
+    again.load_state_dict(optimizer.state_dict())
+    assert again.state[layer.bias]["step"] == 1
+    assert torch.equal(again.state[layer.weight]["mean"], optimizer.state[layer.weight]["mean"])
