@@ -95,10 +95,10 @@ class Measurement:
             session.step(next(controls))
             first_frame_ms = 1000 * (time.perf_counter() - began)
             session.pretend_history(steady_step(module.kv_cache, module.grid.frames))
+            self._wait()
             for _ in range(self.plan.warmup_steps):
                 session.step(next(controls))
-            session.finish_chunk()
-            self._wait()
+                session.finish_chunk()
             steps = timed_steps(session, islice(controls, self.plan.steps))
         warmup = 1 + self.plan.warmup_steps
         peak = peak_bytes(self.device)
@@ -151,15 +151,19 @@ class Measurement:
 
 
 def timed_steps(session: RealtimeSession, controls: Iterator[Controls]) -> list[StepRecord]:
-    """Realtime steps one right after another; the last one is done when the device is."""
-    first, starts, ends = session.step_index, [], []
+    """Realtime steps one right after another, and right after those of the warm-up.
+
+    On a GPU a step returns while its context update is still at work, so that the first one waits
+    for that of the step before, as all do, and the last one does not wait for its own.
+    """
+    first, marks = session.step_index, [time.perf_counter()]
     for given in controls:
-        starts.append(time.perf_counter())
         session.step(given)
-        ends.append(time.perf_counter())
+        marks.append(time.perf_counter())  # frames are out
         session.finish_chunk()
+        marks.append(time.perf_counter())
     reports = session.all_reports(first)  # waits for the device
-    starts.append(time.perf_counter())
+    starts, ends = marks[::2], marks[1::2]
     return [
         StepRecord(report, 1000 * (end - start), 1000 * (following - start))
         for report, start, end, following in zip(reports, starts, ends, starts[1:], strict=False)

@@ -21,7 +21,8 @@ class StepRecord:
     Args:
         report: the session's own account of it.
         key_to_frame_ms: controls in to frames out, by the wall clock.
-        cadence_ms: from its start to the start of the next step, by the wall clock.
+        cadence_ms: from its start to the start of the next step, by the wall clock; on a GPU the
+            rest of the context update before it lies in it, and that of its own does not.
     """
 
     report: StepReport
