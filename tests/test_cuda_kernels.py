@@ -14,6 +14,7 @@ from lingbot.codec.rows import add_with_bias, join_normed
 from lingbot.model import (
     CachedTransformer,
     CausalLingBotTransformer,
+    KVCache,
     KVCacheConfig,
     LocalExchange,
     TransformerConfig,
@@ -45,19 +46,19 @@ WIDE = TransformerConfig(
 FAST = {"parts": "fused", "pack_qkv": True}
 
 
-def flows(kernels: Kernels, dtype: torch.dtype, device: str = "cuda") -> Tensor:
-    """Of two passes in each of three chunks; the weights are bfloat16 numbers in any dtype."""
+def flows(kernels: Kernels, dtype: torch.dtype, device: str = "cuda", sink: int = 2) -> Tensor:
+    """Of two passes in each of four chunks; the weights are bfloat16 numbers in any dtype."""
     transformer: CausalLingBotTransformer = small_transformer(WIDE).bfloat16().to(device, dtype)
     kernels.prepare(transformer)
     model = CachedTransformer(
-        transformer, KVCacheConfig(window=6, sink=2), WIDE.grid(3, HEIGHT // 8, WIDTH // 8),
+        transformer, KVCacheConfig(window=6, sink=sink), WIDE.grid(3, HEIGHT // 8, WIDTH // 8),
         LocalExchange(WIDE.num_heads),
     )  # fmt: skip
     model.set_text(torch.linspace(-1, 1, 5 * 16, device=device).view(1, 5, 16))
-    latents, condition, controls = (x.to(device) for x in chunk_inputs(WIDE, chunks=3))
+    latents, condition, controls = (x.to(device) for x in chunk_inputs(WIDE, chunks=4))
     made = []
     with torch.no_grad():
-        for frame in range(0, 9, 3):
+        for frame in range(0, 12, 3):
             part = slice(frame, frame + 3)
             model.begin_chunk(controls[:, :, part], condition[:, :, part], frame)
             made += [model.predict(latents[:, :, part], t) for t in (999.0, 700.0)]
@@ -96,7 +97,7 @@ def test_fp8_kernels_err_by_a_tenth_at_most_and_no_more_than_without_fused_parts
     assert fused < 1.25 * plain
 
 
-def test_fp8_attention_errs_no_more_in_fused_parts_and_writes_its_memory_at_home() -> None:
+def test_fp8_attention_errs_no_more_in_fused_parts() -> None:
     pytest.importorskip("cudnn")
     exact = flows(Kernels(), torch.float32)
     fp8 = {"pack_qkv": True, "linears": "fp8", "attention": "fp8"}
@@ -104,6 +105,28 @@ def test_fp8_attention_errs_no_more_in_fused_parts_and_writes_its_memory_at_home
     fused = error(flows(Kernels("fused", parts="fused", **fp8), torch.bfloat16), exact)
     assert 1e-3 < fused < 0.1
     assert fused < 1.25 * plain
+
+
+@pytest.mark.parametrize(("sink", "at_home"), [(0, True), (2, False)])
+def test_fused_parts_leave_keys_and_values_where_the_memory_keeps_them(
+    monkeypatch: pytest.MonkeyPatch, sink: int, at_home: bool
+) -> None:
+    """A ring of 6 frames has room for chunks of 3 in one piece, one of 4 not for the last."""
+    stored: list[bool] = []
+    store = KVCache.store
+
+    def watched(memory: KVCache, layer: int, k: Tensor, v: Tensor) -> None:
+        home = memory.home(layer)
+        places = None if home is None else [half.data_ptr() for half in home]
+        stored.append([k.data_ptr(), v.data_ptr()] == places)
+        store(memory, layer, k, v)
+
+    monkeypatch.setattr(KVCache, "store", watched)
+    flows(Kernels("fast", **FAST), torch.float32, sink=sink)
+    assert all(stored) is at_home
+    stored.clear()
+    flows(Kernels("packed", pack_qkv=True), torch.float32, sink=sink)
+    assert not any(stored)
 
 
 @pytest.mark.parametrize("keys", [384, 1170])

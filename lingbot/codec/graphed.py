@@ -1,9 +1,9 @@
 """The steady decode as one CUDA graph.
 
-A chunk's decode is more than a thousand small kernels, more than a stream's queue takes: enqueueing
-them keeps the host until most have run, and the context update, enqueued after them, starts late.
-Once the causal state has its final shape, every chunk repeats the same kernels on the same memory,
-so they are recorded once and replayed by a single launch.
+A chunk's decode is hundreds of small kernels, and while the host enqueues them, the context update,
+which comes after them, does not start. Once the causal state has its final shape, every chunk
+repeats the same kernels on the same memory, so they are recorded once and replayed by a single
+launch.
 """
 
 from __future__ import annotations

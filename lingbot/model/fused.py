@@ -8,6 +8,7 @@ is no backward.
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import torch
@@ -160,7 +161,7 @@ class RowKernels:
             return self._linear(layer, y)
         if not isinstance(layer, Fp8Linear):
             return layer(decode_values(y, self._block.dtype))
-        return layer(Quantised(y, _scales(y).fill_(1 / VALUE_SCALE)))
+        return layer(Quantised(y, _scales_of_values(len(y), y.device)))
 
     def _linear(self, layer: nn.Module, x: Tensor) -> Tensor:
         """x [rows, dim] through a linear of either kind."""
@@ -199,6 +200,12 @@ class RowKernels:
         kernel[grid or (x.numel() // columns,)](
             x, *arguments, power, num_warps=min(16, max(1, power // 1024))
         )
+
+
+@cache
+def _scales_of_values(rows: int, device: torch.device) -> Tensor:
+    """The scale that all encoded values have, once a row; made once."""
+    return torch.full((rows, 1), 1 / VALUE_SCALE, device=device)
 
 
 def _scales(rows: Tensor) -> Tensor:
