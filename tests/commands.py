@@ -18,7 +18,7 @@ TINY_DRIVE = [*TINY, "weights=null"]
 TINY_TRAINING = [
     *TINY, "data.num_frames=21", "data.train_clips=2", "data.val_clips=1", "data.batch_size=1",
     "data.num_workers=0", "trainer.max_steps=2", "trainer.val_check_interval=2",
-    "trainer.precision=32-true", "scheduler.warmup_steps=1",
+    "trainer.precision=32-true", "scheduler.warmup_steps=1", "kernels=reference",
 ]  # fmt: skip
 
 

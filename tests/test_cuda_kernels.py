@@ -20,6 +20,7 @@ from lingbot.model import (
     TransformerConfig,
 )
 from lingbot.model.attention import attend
+from lingbot.model.exchange import Exchange
 from lingbot.model.fp8 import Fp8Linear, quantise_rows, scaled_matmul
 from lingbot.model.fp8_attention import (
     attend_in_fp8,
@@ -46,16 +47,23 @@ WIDE = TransformerConfig(
 FAST = {"parts": "fused", "pack_qkv": True}
 
 
-def flows(kernels: Kernels, dtype: torch.dtype, device: str = "cuda", sink: int = 2) -> Tensor:
+def flows(
+    kernels: Kernels,
+    dtype: torch.dtype,
+    device: str = "cuda",
+    sink: int = 2,
+    config: TransformerConfig = WIDE,
+    exchange: Exchange | None = None,
+) -> Tensor:
     """Of two passes in each of four chunks; the weights are bfloat16 numbers in any dtype."""
-    transformer: CausalLingBotTransformer = small_transformer(WIDE).bfloat16().to(device, dtype)
+    transformer: CausalLingBotTransformer = small_transformer(config).bfloat16().to(device, dtype)
     kernels.prepare(transformer)
     model = CachedTransformer(
-        transformer, KVCacheConfig(window=6, sink=sink), WIDE.grid(3, HEIGHT // 8, WIDTH // 8),
-        LocalExchange(WIDE.num_heads),
+        transformer, KVCacheConfig(window=6, sink=sink), config.grid(3, HEIGHT // 8, WIDTH // 8),
+        exchange or LocalExchange(config.num_heads),
     )  # fmt: skip
     model.set_text(torch.linspace(-1, 1, 5 * 16, device=device).view(1, 5, 16))
-    latents, condition, controls = (x.to(device) for x in chunk_inputs(WIDE, chunks=4))
+    latents, condition, controls = (x.to(device) for x in chunk_inputs(config, chunks=4))
     made = []
     with torch.no_grad():
         for frame in range(0, 12, 3):

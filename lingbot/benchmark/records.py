@@ -79,12 +79,14 @@ class Floor:
     """What a step's parts take at best on this device, measured in the same run.
 
     Args:
-        parts_ms: `linears`, `self_attention`, ... of one realtime step.
+        parts_ms: `linears`, `self_attention`, ... of one realtime step, measured in short bursts.
         calls_us: one call of every shape that they are made of.
+        sustained_ms: all of the step's calls, in its order and without a pause.
     """
 
     parts_ms: dict[str, float]
     calls_us: dict[str, float]
+    sustained_ms: float
 
     @property
     def total_ms(self) -> float:

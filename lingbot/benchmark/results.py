@@ -108,6 +108,10 @@ class Result:
         return statistics.fmean(r.settings[self.index].floor.total_ms for r in self.records)
 
     @property
+    def sustained_floor_ms(self) -> float:
+        return statistics.fmean(r.settings[self.index].floor.sustained_ms for r in self.records)
+
+    @property
     def frames_per_second(self) -> float:
         frames = [step[0].report.frames for session in self.steps() for step in session]
         return 1000 * sum(frames) / sum(self.slowest("cadence_ms"))
@@ -121,7 +125,10 @@ class Result:
 
     @property
     def mfu(self) -> float | None:
-        """Share of the devices' peak while the transformer runs; None where no peak is known."""
+        """Share of the devices' peak in `dtype` while the transformer runs, fp8 or not.
+
+        None where no peak is known.
+        """
         peak = peak_flops(self.records[0].device, self.facts.dtype)
         if peak is None:
             return None
@@ -160,6 +167,8 @@ class Result:
             "mfu": self.mfu,
             "floor_ms": self.floor_ms,
             "fraction_of_roofline": self.floor_ms / self.transformer_ms,
+            "sustained_floor_ms": self.sustained_floor_ms,
+            "fraction_of_sustained_floor": self.sustained_floor_ms / self.transformer_ms,
             "speed_up_of_step": alone.step_ms / self.step_ms if alone else None,
             "speed_up_of_transformer": alone.transformer_ms / self.transformer_ms
             if alone

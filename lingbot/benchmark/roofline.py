@@ -1,16 +1,18 @@
 """The floor of a realtime step: its matmuls, attentions and exchanges alone, measured here and now.
 
-Each shape is timed by itself at this rank's token count and in the run's dtype, with whatever
-PyTorch does fastest, or in 8 bits where the setting runs it so. It counts as often as a step needs
-it: the camera conditioner once, whatever the setting's policy. Norms, rotations, residuals,
-quantising, launches and waiting cost nothing in it and nothing overlaps, so a step that hides its
-exchange can get below.
+Each shape is timed at this rank's token count and in the run's dtype, with whatever PyTorch does
+fastest, or in 8 bits where the setting runs it so. It counts as often as a step needs it: the
+camera conditioner once, whatever the setting's policy. Norms, rotations, residuals, quantising,
+launches and waiting cost nothing in it and nothing overlaps, so a step that hides its exchange can
+get below. It is measured twice: every shape by itself, in bursts too short for a device to reach
+the limit of its power; and all of them in a step's order, for as long as a step, at the clock that
+the device can keep.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -29,6 +31,15 @@ from lingbot.parallel.collectives import as_bytes
 from lingbot.parallel.splits import even_splits
 
 WARM, ROUNDS, REPEATS = 3, 3, 8
+BLOCK = (
+    "qkv", "to_heads", "self_attention", "to_tokens", "out",
+    "out", "cross_attention", "out", "ffn_in", "ffn_out",
+)  # fmt: skip
+PARTS = ("linears", "self_attention", "cross_attention", "camera_conditioner", "exchange")
+PART_OF = {
+    "self_attention": "self_attention", "cross_attention": "cross_attention",
+    "camera": "camera_conditioner", "to_heads": "exchange", "to_tokens": "exchange",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -46,22 +57,23 @@ class StepShape:
     fp8_attention: bool = False
 
 
+Work = Callable[[], object]
+
+
 def measure_floor(shape: StepShape, group: dist.ProcessGroup | None) -> Floor:
     """The floor of one rank. All ranks of the group measure at once."""
     bench = _Floor(shape, group)
-    calls = {**bench.linears(), **bench.attentions(), **bench.exchanges()}
+    works = {**bench.linears(), **bench.attentions(), **bench.exchanges()}
     layers, passes = shape.config.num_layers, shape.passes
     blocks = passes * layers + layers - 1  # the context update has no last block
-    linears = blocks * (calls["qkv"] + 3 * calls["out"] + calls["ffn_in"] + calls["ffn_out"])
-    parts = {
-        "linears": linears + calls["kv"],
-        "self_attention": blocks * calls["self_attention"],
-        "cross_attention": blocks * calls["cross_attention"],
-        "camera_conditioner": layers * 4 * calls["camera"],
-    }
-    if group is not None:
-        parts["exchange"] = blocks * (calls["to_heads"] + calls["to_tokens"])
-    return Floor(parts, {name: 1000 * elapsed for name, elapsed in calls.items()})
+    block = [name for name in BLOCK if name in works]
+    order = ["camera"] * 4 * layers + block * blocks + ["kv"]
+    calls = {name: bench.best(work) for name, work in works.items()}
+    parts = {part: 0.0 for part in PARTS if group is not None or part != "exchange"}
+    for name in order:
+        parts[PART_OF.get(name, "linears")] += calls[name]
+    sustained = bench.sustained([works[name] for name in order])
+    return Floor(parts, {name: 1000 * elapsed for name, elapsed in calls.items()}, sustained)
 
 
 class _Floor:
@@ -71,25 +83,24 @@ class _Floor:
         self.local = even_splits(shape.chunk_tokens, ranks).sizes[dist.get_rank() if group else 0]
         self.generator = torch.Generator(shape.device).manual_seed(0)
 
-    def linears(self) -> dict[str, float]:
+    def linears(self) -> dict[str, Work]:
         d, f = self.shape.config.dim, self.shape.config.ffn_dim
-        measure = self._fp8_linear if self.shape.fp8_linears else self._linear
+        make = self._fp8_linear if self.shape.fp8_linears else self._linear
         shapes = {"qkv": (d, 3 * d), "out": (d, d), "ffn_in": (d, f), "ffn_out": (f, d)}
-        exact = {"kv": (d, 2 * d), "camera": (d, d)}  # in every setting
-        return {name: measure(*sizes) for name, sizes in shapes.items()} | {
-            name: self._linear(*sizes) for name, sizes in exact.items()
-        }
+        shapes["kv"] = (d, 2 * d)
+        works = {name: make(*sizes) for name, sizes in shapes.items()}
+        return works | {"camera": self._linear(d, d)}  # exact in every setting
 
-    def attentions(self) -> dict[str, float]:
+    def attentions(self) -> dict[str, Work]:
         c, tokens = self.shape.config, self.shape.chunk_tokens
         own = c.num_heads // self.shape.ranks
-        measure = self._fp8_attention if self.shape.fp8_attention else self._attention
+        make = self._fp8_attention if self.shape.fp8_attention else self._attention
         return {
-            "self_attention": measure(own, tokens, self.shape.visible_tokens),
+            "self_attention": make(own, tokens, self.shape.visible_tokens),
             "cross_attention": self._attention(c.num_heads, self.local, c.text_len),
         }
 
-    def exchanges(self) -> dict[str, float]:
+    def exchanges(self) -> dict[str, Work]:
         """Fixed-size all-to-alls of packed q, k, v and of the output, whatever path a run takes."""
         if self.group is None:
             return {}
@@ -98,72 +109,75 @@ class _Floor:
         return {name: self._all_to_all(rows, n * width)
                 for name, n in (("to_heads", 3), ("to_tokens", 1))}  # fmt: skip
 
-    def _linear(self, inputs: int, outputs: int) -> float:
-        x, weight = self._random(self.local, inputs), self._random(outputs, inputs)
-        return self._best(lambda: F.linear(x, weight))
+    @torch.no_grad()
+    def best(self, work: Work) -> float:
+        """Milliseconds of one call in the fastest of a few rounds."""
+        for _ in range(WARM):
+            work()
+        return min(self._time([work] * REPEATS) for _ in range(ROUNDS)) / REPEATS
 
-    def _fp8_linear(self, inputs: int, outputs: int) -> float:
+    @torch.no_grad()
+    def sustained(self, works: Sequence[Work]) -> float:
+        """Milliseconds of all of them without a pause, right after the same once before."""
+        for work in works:
+            work()
+        return self._time(works)
+
+    def _linear(self, inputs: int, outputs: int) -> Work:
+        return partial(F.linear, self._random(self.local, inputs), self._random(outputs, inputs))
+
+    def _fp8_linear(self, inputs: int, outputs: int) -> Work:
         linear = nn.Linear(inputs, outputs, bias=False, device="meta")
         linear.weight = nn.Parameter(self._random(outputs, inputs), requires_grad=False)
-        layer, rows = Fp8Linear(linear), quantise_rows(self._random(self.local, inputs))
-        return self._best(lambda: layer(rows))
+        return partial(Fp8Linear(linear), quantise_rows(self._random(self.local, inputs)))
 
-    def _fp8_attention(self, heads: int, queries: int, keys: int) -> float:
+    def _fp8_attention(self, heads: int, queries: int, keys: int) -> Work:
         width = self.shape.config.head_dim
         q = encode(self._random(1, queries, heads, width))
         k, v = encode_keys_values(*(self._random(1, keys, heads, width) for _ in range(2)))
-        return self._best(lambda: attend_in_fp8(q, k, v))
+        return partial(attend_in_fp8, q, k, v)
 
-    def _attention(self, heads: int, queries: int, keys: int) -> float:
+    def _attention(self, heads: int, queries: int, keys: int) -> Work:
+        """The fastest of the ways to attend that this device has."""
         width = self.shape.config.head_dim
         q = self._random(1, heads, queries, width)
         k, v = (self._random(1, heads, keys, width) for _ in range(2))
-        return min(self._best(partial(kernel, q, k, v)) for kernel in self._kernels(q, k, v))
-
-    def _kernels(self, q: Tensor, k: Tensor, v: Tensor) -> list[Callable[..., Tensor]]:
-        """The ways to attend that this device has."""
         kernels: list[Callable[..., Tensor]] = [F.scaled_dot_product_attention]
         kernels.append(_cudnn_attention if self.shape.device.type == "cuda" else attend_by_matmul)
-        possible = []
+        possible: list[Work] = []
         for kernel in kernels:
             try:
                 kernel(q, k, v)
             except RuntimeError:  # cuDNN does not take every head width and dtype
                 continue
-            possible.append(kernel)
-        return possible
+            possible.append(partial(kernel, q, k, v))
+        return min(possible, key=self.best)
 
-    def _all_to_all(self, rows: int, width: int) -> float:
+    def _all_to_all(self, rows: int, width: int) -> Work:
         sent = self._random(rows, width)
         if self.shape.fp8_attention:
             sent = as_bytes(encode(sent))
         received = torch.empty_like(sent)
-        return self._best(lambda: dist.all_to_all_single(received, sent, group=self.group))
+        return partial(dist.all_to_all_single, received, sent, group=self.group)
 
     def _random(self, *shape: int) -> Tensor:
         like = {"dtype": self.shape.dtype, "device": self.shape.device}
         return torch.randn(shape, generator=self.generator, **like)  # type: ignore[call-overload]
 
-    @torch.no_grad()
-    def _best(self, work: Callable[[], object]) -> float:
-        """Milliseconds of one call in the fastest of a few rounds."""
-        for _ in range(WARM):
-            work()
-        return min(self._round(work) for _ in range(ROUNDS)) / REPEATS
-
-    def _round(self, work: Callable[[], object]) -> float:
+    def _time(self, works: Sequence[Work]) -> float:
+        """Milliseconds of all of them, one after the other."""
         if self.group is not None:
             dist.barrier(group=self.group)
         if self.shape.device.type == "cuda":
             begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
             begin.record()
-            for _ in range(REPEATS):
+            for work in works:
                 work()
             end.record()
             end.synchronize()
             return begin.elapsed_time(end)
         began = time.perf_counter()
-        for _ in range(REPEATS):
+        for work in works:
             work()
         return 1000 * (time.perf_counter() - began)
 

@@ -19,24 +19,27 @@ SHAPE = StepShape(CONFIG, 24, 144, 4, 1, torch.float32, torch.device("cpu"))
 
 @pytest.fixture
 def timed(monkeypatch) -> list[torch.dtype]:
-    """Makes every call take a millisecond; collects what the calls give, in order."""
+    """Makes every call take a millisecond; collects what calls timed by themselves give."""
     made: list[torch.dtype] = []
 
     def once(self, work) -> float:
         made.append(work().dtype)
         return 1.0
 
-    monkeypatch.setattr(roofline._Floor, "_best", once)
+    monkeypatch.setattr(roofline._Floor, "best", once)
+    monkeypatch.setattr(roofline._Floor, "_time", lambda self, works: float(len(works)))
     return made
 
 
 def test_calls_are_counted_as_often_as_a_step_makes_them(timed):
-    parts = measure_floor(SHAPE, None).parts_ms
+    floor = measure_floor(SHAPE, None)
+    parts = floor.parts_ms
     blocks = 4 * 3 + 2  # the context update ends in the last block
     assert parts == {
         "linears": blocks * 6 + 1, "self_attention": blocks, "cross_attention": blocks,
         "camera_conditioner": 3 * 4,
     }  # fmt: skip
+    assert floor.sustained_ms == floor.total_ms
 
 
 def test_in_8_bits_only_what_the_setting_runs_so_is_timed_so(timed):

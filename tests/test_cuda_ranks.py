@@ -1,0 +1,67 @@
+"""Two GPUs drive as one does, their exchange beside arithmetic or not; every kernel choice."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from lingbot.model import TransformerConfig
+from lingbot.model.kernels import Kernels
+from lingbot.parallel.communication_log import Collective, CommunicationLog
+from lingbot.parallel.exchange import SequenceExchange
+from lingbot.parallel.overlap import OverlappedExchange
+from lingbot.parallel.splits import even_splits
+from tests.distributed import run_ranks
+from tests.model.worlds import HEIGHT, WIDTH
+from tests.test_cuda_kernels import error, flows
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.processes,
+    pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices"),
+]
+FOUR_HEADS = TransformerConfig(
+    dim=512, ffn_dim=512, num_heads=4, num_layers=2, text_dim=16, text_len=8, freq_dim=32
+)
+CHOICES = {
+    "reference": {},
+    "fast": {"parts": "fused", "pack_qkv": True},
+    "fp8": {"parts": "fused", "pack_qkv": True, "linears": "fp8", "attention": "fp8"},
+}
+
+
+def _driven(
+    rank: int, kernels: Kernels, overlap: bool, uniform: bool | None
+) -> tuple[Tensor, list[Collective]]:
+    torch.cuda.set_device(rank)
+    group, log = dist.new_group(backend="nccl"), CommunicationLog()
+    tokens = FOUR_HEADS.grid(3, HEIGHT // 8, WIDTH // 8).tokens
+    exchange = SequenceExchange(
+        group, even_splits(tokens, 2), 4, log, uniform=uniform, overlap=overlap
+    )
+    # a head at a time: so few tokens would be attended to in one turn
+    OverlappedExchange.turns = lambda self, heads, device: [slice(0, 1), slice(1, heads)]  # type: ignore[method-assign]
+    log.clear()
+    made = flows(kernels, torch.bfloat16, f"cuda:{rank}", config=FOUR_HEADS, exchange=exchange)
+    collectives = log.collect()
+    dist.destroy_process_group(group)
+    return made, collectives
+
+
+@pytest.mark.parametrize("uniform", [None, False])
+@pytest.mark.parametrize("overlap", [True, False])
+@pytest.mark.parametrize("choice", CHOICES)
+def test_two_gpus_drive_as_one_does(choice: str, overlap: bool, uniform: bool | None) -> None:
+    if choice == "fp8":
+        pytest.importorskip("cudnn")
+    kernels = Kernels(choice, **CHOICES[choice])
+    alone = flows(kernels, torch.bfloat16, config=FOUR_HEADS)
+    tolerance = {"reference": 0.02, "fast": 0.02, "fp8": 0.1}[choice]
+    for made, collectives in run_ranks(_driven, 2, kernels, overlap, uniform):
+        assert error(made, alone) < tolerance
+        assert {c.name for c in collectives} >= ({"q", "kv"} if overlap else {"qkv", "kv"})
+        assert all(c.elapsed_ms > 0 for c in collectives)
+        whole = [c.exposed_ms == c.elapsed_ms for c in collectives if c.name != "gather"]
+        assert not all(whole) if overlap else all(whole)
