@@ -83,8 +83,8 @@ def predict(decode: str = "auto", **options) -> Collector:
     return seen
 
 
-def predict_on_a_rank(rank: int, ranks: int, uniform: bool | None, decode: str, overlap: bool):
-    strategy = SequenceParallelStrategy(uniform_fast_path=uniform, overlap_exchange=overlap)
+def predict_on_a_rank(rank: int, ranks: int, uniform: bool | None, decode: str):
+    strategy = SequenceParallelStrategy(uniform_fast_path=uniform)
     seen = predict(decode, strategy=strategy, devices=ranks)
     return torch.cat(seen.frames), [report.to_dict() for report in seen.reports]
 
@@ -102,31 +102,27 @@ def test_predict_drives_a_control_stream_like_a_session_of_ones_own():
 # a chunk has 18 tokens and 6 columns: 2 and 3 ranks share them evenly, 4 do not
 @pytest.mark.processes
 @pytest.mark.parametrize(
-    ("ranks", "uniform", "decode", "paths", "overlap"),
+    ("ranks", "uniform", "decode", "paths"),
     [
-        (2, None, "split", {"uniform"}, False),
-        (2, False, "split", {"variable"}, False),
-        (2, None, "split", {"uniform"}, True),
-        (3, None, "split", {"uniform"}, False),
-        (3, None, "whole", {"uniform"}, False),
-        (4, None, "split", {"variable"}, False),
-        (4, None, "split", {"variable"}, True),
+        (2, None, "split", {"uniform"}),
+        (2, False, "split", {"variable"}),
+        (3, None, "split", {"uniform"}),
+        (3, None, "whole", {"uniform"}),
+        (4, None, "split", {"variable"}),
     ],
 )
 def test_the_video_is_the_same_on_any_number_of_ranks_and_on_both_paths(
-    ranks, uniform, decode, paths, overlap
+    ranks, uniform, decode, paths
 ):
     expected = torch.cat(predict().frames).int()
-    made = run_ranks(predict_on_a_rank, ranks, ranks, uniform, decode, overlap, timeout=120)
-    passes = 4
-    blocks = (passes + 1) * TWELVE_HEADS.num_layers - 1  # the update's last one sends k, v only
-    expected_calls = {"out": blocks, "gather": passes} | (
-        {"frames": 1} if decode == "split" else {}
-    )
-    if overlap:  # k and v apart, and of the heads the last one apart from the others
-        expected_calls |= {"kv": 2 * blocks + 1, "q": blocks, "out": 2 * blocks}
-    else:
-        expected_calls |= {"qkv": blocks, "kv": 1}
+    made = run_ranks(predict_on_a_rank, ranks, ranks, uniform, decode, timeout=120)
+    layers, passes = TWELVE_HEADS.num_layers, 4
+    expected_calls = {
+        "qkv": passes * layers + layers - 1,  # the update's last block sends k, v only
+        "kv": 1,
+        "out": passes * layers + layers - 1,
+        "gather": passes,
+    } | ({"frames": 1} if decode == "split" else {})
     for frames, reports in made:
         assert torch.equal(frames, made[0][0])
         assert (frames.int() - expected).abs().max() <= 1  # rounding to 8 bits

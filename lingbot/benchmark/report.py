@@ -49,7 +49,6 @@ def results_table(among: Sequence[Result]) -> Table:
     if any(result.ranks > 1 for result in among):
         add("step, slowest rank", lambda r: f"{r.step_ms:.1f}")
         add("of it communication", _mean("communication_ms"))
-        add("  not beside arithmetic", _mean("communication_exposed_ms"))
         for name in names:
             if name.startswith("communication/") and name.endswith("/ms"):
                 _, collective, path, _ = name.split("/")

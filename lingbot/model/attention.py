@@ -34,10 +34,6 @@ class AttentionMemory(Protocol):
         """Keeps k, v [B, C, S, h, D] without attending."""
         ...
 
-    def look(self, layer: int, q: Tensor, heads: slice) -> Tensor:
-        """What is seen of all that is stored: q [B, 1, S, n, D] of n local `heads` -> the same."""
-        ...
-
     def home(self, layer: int) -> Tensor | None:
         """Where `store` would put the k and v of a chunk, [2, B, S, h, D]; None for no one place.
 
@@ -94,9 +90,7 @@ class Projections(nn.Module):
         self.o = nn.Linear(dim, dim)
         self.norm_q = RMSNorm(dim, eps)
         self.norm_k = RMSNorm(dim, eps)
-        # q, k, v and k, v in one matmul, see `lingbot.model.kernels`
-        self.packed: nn.Module | None = None
-        self.packed_kv: nn.Module | None = None
+        self.packed: nn.Module | None = None  # q, k, v in one matmul, see `lingbot.model.kernels`
 
     def heads(self, x: Tensor) -> Tensor:
         return rearrange(x, "... (h d) -> ... h d", h=self.num_heads)
@@ -114,22 +108,15 @@ class SelfAttention(Projections):
         """x [B, C, L, dim] -> q, k, v [B, C, L, H, D]; q and k normed and rotated."""
         if self.packed is not None:
             q, k, v = self.packed(x).chunk(3, dim=-1)
-            q = rotate(self.heads(self.norm_q(q)), *rope)
-            k = rotate(self.heads(self.norm_k(k)), *rope)
-            return q, k, self.heads(v)
-        return self.queries(x, rope), *self.keys_values(x, rope)
-
-    def queries(self, x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
-        """Of the same, q alone."""
-        return rotate(self.heads(self.norm_q(self.q(x))), *rope)
+        else:
+            q, k, v = self.q(x), self.k(x), self.v(x)
+        q = rotate(self.heads(self.norm_q(q)), *rope)
+        k = rotate(self.heads(self.norm_k(k)), *rope)
+        return q, k, self.heads(v)
 
     def keys_values(self, x: Tensor, rope: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        """Of the same, k and v, all that the end of a context update needs."""
-        if self.packed_kv is not None:
-            k, v = self.packed_kv(x).chunk(2, dim=-1)
-        else:
-            k, v = self.k(x), self.v(x)
-        return rotate(self.heads(self.norm_k(k)), *rope), self.heads(v)
+        """The same without q, which the end of a context update does not need."""
+        return rotate(self.heads(self.norm_k(self.k(x))), *rope), self.heads(self.v(x))
 
 
 class CrossAttention(Projections):

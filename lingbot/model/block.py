@@ -5,15 +5,13 @@ The residual stream stays in float32; matmuls run in the weights' own precision.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lingbot.model.attention import AttentionMemory, CrossAttention, SelfAttention, attend
 from lingbot.model.camera_conditioner import CameraConditioner, ConditionerCache
-from lingbot.model.exchange import Exchange, OverlappedExchange
+from lingbot.model.exchange import Exchange
 from lingbot.model.fp8_attention import decode_values, encode, encode_keys_values
 
 
@@ -61,45 +59,12 @@ class Block(CameraConditioner):
         C is a multiple of C': clean and noisy chunks of a training clip share their rays. The
         arithmetic lies in three parts, cut where memory, exchange and caches come in.
         """
-        overlapped = exchange.overlapped(x)
-        if overlapped is not None:
-            y = self.attend_overlapped(x, six, rope, memory, exchange, overlapped)
-        else:
-            home = memory.home(self.layer) if self.fused else None
-            q, k, v = exchange.to_heads(self.before_attention(x, six, rope, exchange, home))
-            y = exchange.to_tokens(memory.attend(self.layer, q, k, v))
+        home = memory.home(self.layer) if self.fused else None
+        q, k, v = exchange.to_heads(self.before_attention(x, six, rope, exchange, home))
+        y = exchange.to_tokens(memory.attend(self.layer, q, k, v))
         cam = conditioner(self.layer, rays, self.scale_shift, updating=updating)
         x, q = self.after_attention(x, y, six, *cam)
         return self.feed_forward(x, attend(q, *text_kv), six)
-
-    def attend_overlapped(
-        self,
-        x: Tensor,
-        six: Tensor,
-        rope: tuple[Tensor, Tensor],
-        memory: AttentionMemory,
-        exchange: Exchange,
-        overlapped: OverlappedExchange,
-    ) -> Tensor:
-        """x [1, 1, L, dim] -> attended values [1, 1, L, H, D], the exchange beside the arithmetic.
-
-        Keys and values travel, to where the memory keeps them if that is one place, while queries
-        are made; the output of most heads, while the last ones are attended to.
-        """
-        home = memory.home(self.layer)
-        places = (None, None) if home is None else home.unbind(0)
-        y, *packed = self.before_keys_values(x, six, rope, exchange)
-        arriving = [
-            overlapped.to_heads(each, "kv", place)
-            for each, place in zip(packed, places, strict=True)
-        ]
-        queries = overlapped.to_heads(self.before_queries(y, rope, exchange), "q")
-        memory.store(self.layer, *(each.wait() for each in arriving))
-        q = queries.wait()
-        return overlapped.to_tokens(
-            overlapped.turns(q.shape[3], q.device),
-            lambda heads: memory.look(self.layer, q[..., heads, :], heads),
-        )
 
     def before_attention(
         self,
@@ -119,24 +84,6 @@ class Block(CameraConditioner):
         if self.fp8_attention:
             q, (k, v) = encode(q), encode_keys_values(k, v)
         return exchange.pack(q, k, v)
-
-    def before_keys_values(
-        self, x: Tensor, six: Tensor, rope: tuple[Tensor, Tensor], exchange: Exchange
-    ) -> tuple[Any, Tensor, Tensor]:
-        """What `before_queries` takes, then keys and values, each packed by itself."""
-        shift, scale, *_ = self._modulation(six)
-        y = modulated_norm(x, scale, shift, self.eps).to(self.dtype)
-        k, v = self.self_attn.keys_values(y, rope)
-        if self.fp8_attention:
-            k, v = encode_keys_values(k, v)
-        (k,), (v,) = exchange.pack(k), exchange.pack(v)
-        return y, k, v
-
-    def before_queries(self, y: Any, rope: tuple[Tensor, Tensor], exchange: Exchange) -> Tensor:
-        """Queries out of what `before_keys_values` left, packed by themselves."""
-        q = self.self_attn.queries(y, rope)
-        (packed,) = exchange.pack(encode(q) if self.fp8_attention else q)
-        return packed
 
     def after_attention(
         self, x: Tensor, y: Tensor, six: Tensor, cam_scale: Tensor, cam_shift: Tensor

@@ -7,35 +7,9 @@ L local tokens of a chunk, S all tokens of a chunk, H heads, h local heads, D he
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Protocol
 
-import torch
 from torch import Tensor
-
-
-class Arrival(Protocol):
-    """A tensor on its way."""
-
-    def wait(self) -> Tensor:
-        """The tensor, for whatever is computed from here on."""
-        ...
-
-
-class OverlappedExchange(Protocol):
-    """What a block asks for where its exchanges run beside its arithmetic."""
-
-    def to_heads(self, packed: Tensor, name: str, home: Tensor | None = None) -> Arrival:
-        """One tensor that was packed by itself -> [1, 1, S, h, D], in `home` if that is given."""
-        ...
-
-    def turns(self, heads: int, device: torch.device) -> list[slice]:
-        """Slices of the local heads that are best attended to one after the other."""
-        ...
-
-    def to_tokens(self, turns: list[slice], attend: Callable[[slice], Tensor]) -> Tensor:
-        """Attends in turns, each giving [1, 1, S, n, D], and sends them -> [1, 1, L, H, D]."""
-        ...
 
 
 class Exchange(Protocol):
@@ -70,10 +44,6 @@ class Exchange(Protocol):
 
     def to_tokens(self, y: Tensor) -> Tensor:
         """[B, C, S, h, D] -> [B, C, L, H, D]."""
-        ...
-
-    def overlapped(self, x: Tensor) -> OverlappedExchange | None:
-        """How tokens x [B, C, L, dim] are exchanged beside arithmetic; None for not at all."""
         ...
 
     def gather(self, x: Tensor) -> Tensor:
@@ -116,9 +86,6 @@ class LocalExchange:
 
     def to_tokens(self, y: Tensor) -> Tensor:
         return y
-
-    def overlapped(self, x: Tensor) -> None:
-        return None
 
     def gather(self, x: Tensor) -> Tensor:
         return x

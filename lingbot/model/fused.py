@@ -20,10 +20,7 @@ from lingbot.model.exchange import Exchange
 from lingbot.model.fp8 import FP8, LARGEST, Fp8Linear, Quantised
 from lingbot.model.fp8_attention import VALUE_SCALE, decode_values
 
-PARTS = (
-    "before_attention", "before_keys_values", "before_queries", "before_store", "after_attention",
-    "feed_forward",
-)  # fmt: skip
+PARTS = ("before_attention", "before_store", "after_attention", "feed_forward")
 
 
 def fuse_parts(block: Block) -> None:
@@ -61,29 +58,9 @@ class RowKernels:
         attention = self._block.self_attn
         assert attention.packed is not None
         made = attention.packed(self._norm_modulate(x, six, attention.packed))
-        packed, views = self._send_buffer(x.shape[:3], made, 3, exchange, home)
+        packed, views = self._send_buffer(x, 3, exchange, home)
         self._norm_rotate_pack(made.unflatten(-1, (3, -1)), views, rope, first=0)
         return packed
-
-    def before_keys_values(
-        self, x: Tensor, six: Tensor, rope: tuple[Tensor, Tensor], exchange: Exchange
-    ) -> tuple[Any, Tensor, Tensor]:
-        attention = self._block.self_attn
-        assert attention.packed_kv is not None
-        y = self._norm_modulate(x, six, attention.packed_kv)
-        made = attention.packed_kv(y)
-        (k,), (to_k,) = self._send_buffer(x.shape[:3], made, 1, exchange)
-        (v,), (to_v,) = self._send_buffer(x.shape[:3], made, 1, exchange)
-        self._norm_rotate_pack(made.unflatten(-1, (2, -1)), (to_k, to_k, to_v), rope, first=1)
-        return y, k, v
-
-    def before_queries(
-        self, y: Tensor | Quantised, rope: tuple[Tensor, Tensor], exchange: Exchange
-    ) -> Tensor:
-        made = self._block.self_attn.q(y)
-        (q,), (to_q,) = self._send_buffer((1, 1, len(made)), made, 1, exchange)
-        self._norm_rotate_pack(made.unsqueeze(1), (to_q, to_q, to_q), rope, first=0)
-        return q
 
     def before_store(
         self,
@@ -94,10 +71,10 @@ class RowKernels:
         home: Tensor | None = None,
     ) -> tuple[Tensor, ...]:
         attention = self._block.self_attn
-        assert attention.packed_kv is not None
-        made = attention.packed_kv(self._norm_modulate(x, six, attention.packed_kv))
-        packed, views = self._send_buffer(x.shape[:3], made, 2, exchange, home)
-        self._norm_rotate_pack(made.unflatten(-1, (2, -1)), (views[0], *views), rope, first=1)
+        y = self._norm_modulate(x, six, attention.k)
+        packed, views = self._send_buffer(x, 2, exchange, home)
+        for first, layer in ((1, attention.k), (2, attention.v)):
+            self._norm_rotate_pack(layer(y).unsqueeze(1), (views[0], *views), rope, first)
         return packed
 
     def after_attention(
@@ -207,17 +184,11 @@ class RowKernels:
         return Quantised(out, scales) if largest else out
 
     def _send_buffer(
-        self,
-        tokens: tuple[int, ...],
-        made: Tensor,
-        count: int,
-        exchange: Exchange,
-        home: Tensor | None = None,
+        self, x: Tensor, count: int, exchange: Exchange, home: Tensor | None
     ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-        """For `count` tensors of tokens [B, C, L] on the device of what a matmul made."""
         heads, dtype = self._block.self_attn.num_heads, self._block.dtype
-        like = made.new_empty(0, dtype=FP8 if self._block.fp8_attention else dtype)
-        return exchange.send_buffer(like, count, (*tokens, heads, self._width), home)
+        like = x.new_empty(0, dtype=FP8 if self._block.fp8_attention else dtype)
+        return exchange.send_buffer(like, count, (*x.shape[:3], heads, self._width), home)
 
     def _launch(
         self, name: str, x: Tensor, *arguments: Any, grid: tuple[int, ...] = (), columns: int = 0

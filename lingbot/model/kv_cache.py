@@ -166,11 +166,7 @@ class KVCache:
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Stores the chunk's k, v and attends over all that is visible: [B, 1, S, h, D] each."""
         self.store(layer, k, v)
-        return self.look(layer, q)
-
-    def look(self, layer: int, q: Tensor, heads: slice = slice(None)) -> Tensor:
-        """Attends over all that is visible with queries [B, 1, S, n, D] of some of the heads."""
-        keys, values = (x[:, :, heads] for x in self.visible(layer))
+        keys, values = self.visible(layer)
         attention = attend_in_fp8 if self.in_fp8 else attend
         return attention(q.squeeze(1), keys, values).unsqueeze(1)
 

@@ -47,9 +47,6 @@ class TeacherForcing:
     def store(self, layer: int, k: Tensor, v: Tensor) -> None:
         raise RuntimeError("a training clip has no context update: call attend")
 
-    def look(self, layer: int, q: Tensor, heads: slice) -> Tensor:
-        raise RuntimeError("a training clip keeps nothing to look at: call attend")
-
     def home(self, layer: int) -> None:
         return None  # every chunk of a clip is attended to where it is
 

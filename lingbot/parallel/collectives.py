@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from lingbot.parallel.communication_log import CommunicationLog, PendingCollective
+from lingbot.parallel.communication_log import CommunicationLog
 
 Sizes = tuple[int, ...] | None
 
@@ -45,20 +45,13 @@ class Wire:
         """Rows [sum(send), ...] to their ranks; returns this rank's [sum(receive), ...]."""
         rows = x.shape[0] if receive is None else sum(receive)
         out = x.new_empty(rows, *x.shape[1:])
-        self.all_to_all_into(x, out, send, receive, name)
-        return out
-
-    def all_to_all_into(
-        self, x: Tensor, out: Tensor, send: Sizes, receive: Sizes, name: str
-    ) -> PendingCollective | None:
-        """The same into `out`, both contiguous; gives what the log keeps of it."""
         sent, received = (as_bytes(t) for t in (x, out))
         kept = x.shape[0] // self.size if send is None else send[self.rank]
-        with self.log.record(name, self.path, _bytes(x, x.shape[0] - kept), x.device) as record:
+        with self.log.record(name, self.path, _bytes(x, x.shape[0] - kept), x.device):
             dist.all_to_all_single(
                 received, sent, _listed(receive), _listed(send), group=self.group
             )
-        return record
+        return out
 
     def all_gather(self, x: Tensor, sizes: Sizes, name: str) -> Tensor:
         """Every rank's [rows, ...] as [all rows, ...]; rows per rank are `sizes`, or equal."""

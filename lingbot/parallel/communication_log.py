@@ -3,8 +3,7 @@
 On CUDA a pair of events brackets the collective on the current stream and is read only when a
 taken collective is resolved, so nothing waits inside a step; on the CPU the wall clock does.
 Elapsed time includes waiting for slower ranks: compare ranks (max and mean) before calling it the
-network's. Of a collective that runs beside arithmetic another pair brackets the wait for it: that
-part of its time is exposed; of any other collective all of it is.
+network's.
 """
 
 import logging
@@ -29,7 +28,6 @@ class Collective:
     path: str
     bytes: int
     elapsed_ms: float
-    exposed_ms: float  # that arithmetic stood still for it
 
 
 @dataclass
@@ -41,14 +39,14 @@ class PendingCollective:
     bytes: int
     elapsed_ms: float = 0.0
     events: tuple[torch.cuda.Event, torch.cuda.Event] | None = None
-    wait: tuple[torch.cuda.Event, torch.cuda.Event] | None = None
 
     def resolve(self) -> Collective:
         """The collective with its time; waits for the device where that has not done it yet."""
         if self.events is not None:
-            self.elapsed_ms = _between(self.events)
-        exposed = self.elapsed_ms if self.wait is None else _between(self.wait)
-        return Collective(self.name, self.path, self.bytes, self.elapsed_ms, exposed)
+            start, end = self.events
+            end.synchronize()
+            self.elapsed_ms = start.elapsed_time(end)
+        return Collective(self.name, self.path, self.bytes, self.elapsed_ms)
 
 
 class CommunicationLog:
@@ -71,28 +69,23 @@ class CommunicationLog:
 
     def record(
         self, name: str, path: str, bytes: int, device: torch.device
-    ) -> AbstractContextManager[PendingCollective | None]:
-        """Bracket one collective that sends `bytes` to other ranks, as a context manager.
-
-        It gives the record, None where nothing is recorded.
-        """
+    ) -> AbstractContextManager[None]:
+        """Bracket one collective that sends `bytes` to other ranks, as a context manager."""
         if not self.recording:
             return _NOTHING
         return self._timed(PendingCollective(name, path, bytes), device)
 
     @contextmanager
-    def _timed(
-        self, pending: PendingCollective, device: torch.device
-    ) -> Iterator[PendingCollective]:
+    def _timed(self, pending: PendingCollective, device: torch.device) -> Iterator[None]:
         if device.type == "cuda":
             start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
             start.record()
-            yield pending
+            yield
             end.record()
             pending.events = (start, end)
         else:
             began = time.perf_counter()
-            yield pending
+            yield
             pending.elapsed_ms = 1000 * (time.perf_counter() - began)
         self._dropped += len(self._pending) == self._pending.maxlen
         self._pending.append(pending)
@@ -124,9 +117,3 @@ class CommunicationLog:
         """Forget what was recorded and record no more until the next `clear`."""
         self.clear()
         self.recording = False
-
-
-def _between(events: tuple[torch.cuda.Event, torch.cuda.Event]) -> float:
-    start, end = events
-    end.synchronize()
-    return start.elapsed_time(end)

@@ -15,7 +15,6 @@ from torch import Tensor
 
 from lingbot.parallel.collectives import Sizes, Wire, all_gather, all_to_all
 from lingbot.parallel.communication_log import CommunicationLog
-from lingbot.parallel.overlap import OverlappedExchange
 from lingbot.parallel.splits import Splits, check_heads, choose_path
 
 
@@ -37,8 +36,6 @@ class SequenceExchange:
         pictures: a group of the same ranks for gathering pictures. NCCL runs the collectives of a
             group in turn: with a group of its own, a decode beside the context update waits for
             nothing of that. None gathers them in `group`.
-        overlap: True lets the exchanges of a driven chunk run beside arithmetic, False never, None
-            on CUDA.
 
     Raises:
         ValueError: splits, heads and group do not fit, or `uniform=True` with unequal splits.
@@ -52,7 +49,6 @@ class SequenceExchange:
         log: CommunicationLog | None = None,
         uniform: bool | None = None,
         pictures: dist.ProcessGroup | None = None,
-        overlap: bool | None = None,
     ) -> None:
         self.size = group.size()
         self.rank = group.rank()
@@ -69,17 +65,7 @@ class SequenceExchange:
         self.log = log if log is not None else CommunicationLog()
         self._wire = Wire(group, self.path, self.log)
         self._pictures = pictures or group
-        self._uniform, self._overlap = uniform, overlap
-        self._overlapped = OverlappedExchange(self._wire, splits)
-
-    def overlapped(self, x: Tensor) -> OverlappedExchange | None:
-        """For tokens x [B,C,L,dim]: what lets exchanges run beside arithmetic, where that is right.
-
-        It is for one chunk of one world, without gradients.
-        """
-        wanted = x.is_cuda if self._overlap is None else self._overlap
-        alone = x.shape[0] * x.shape[1] == 1
-        return self._overlapped if wanted and alone and not torch.is_grad_enabled() else None
+        self._uniform = uniform
 
     def shard(self, x: Tensor, dim: int) -> Tensor:
         """This rank's tokens of a chunk: a view of [.., S, ..] along `dim`."""

@@ -50,8 +50,6 @@ class SequenceParallelMixin(ParallelStrategy):
             both "auto" all ranks form one sequence group.
         uniform_fast_path: None takes it wherever tokens split evenly, True insists, False measures
             the variable path.
-        overlap_exchange: None lets the exchanges of a driven chunk run beside arithmetic on CUDA,
-            True everywhere, False never.
         timeout_s: how long ranks wait for each other in a collective.
         input_timeout_s: how long ranks wait for the first one to read a batch or a live control.
 
@@ -64,20 +62,16 @@ class SequenceParallelMixin(ParallelStrategy):
         sequence_size: Size = "auto",
         data_size: Size = "auto",
         uniform_fast_path: bool | None = None,
-        overlap_exchange: bool | None = None,
         timeout_s: float = 1800.0,
         input_timeout_s: float = 86_400.0,
         **kwargs: Any,
     ) -> None:
-        for option, value in (
-            ("uniform_fast_path", uniform_fast_path), ("overlap_exchange", overlap_exchange),
-        ):  # fmt: skip
-            if value not in (None, True, False):
-                raise ValueError(f"{option}={value!r}: give true, false or null")
+        if uniform_fast_path not in (None, True, False):
+            raise ValueError(f"uniform_fast_path={uniform_fast_path!r}: give true, false or null")
         self._timeouts = tuple(_seconds(value) for value in (timeout_s, input_timeout_s))
         super().__init__(**{"timeout": self._timeouts[0], **kwargs})
         self._asked = _number("data_size", data_size), _number("sequence_size", sequence_size)
-        self.uniform_fast_path, self.overlap_exchange = uniform_fast_path, overlap_exchange
+        self.uniform_fast_path = uniform_fast_path
         self.communication_log = CommunicationLog()
         self._sizes: tuple[int, int] | None = None
         self._device_mesh: DeviceMesh | None = None
@@ -169,7 +163,6 @@ class SequenceParallelMixin(ParallelStrategy):
             self.communication_log,
             self.uniform_fast_path,
             pictures,
-            self.overlap_exchange,
         )
 
     # ---- processes and mesh -------------------------------------------------------------------

@@ -23,37 +23,28 @@ class TimedCollective(Protocol):
     def bytes(self) -> int: ...
     @property
     def elapsed_ms(self) -> float: ...
-    @property
-    def exposed_ms(self) -> float: ...
 
 
 @dataclass(frozen=True)
 class CollectiveTotal:
     """All calls of one collective on one path within a step."""
 
-    name: str  # "qkv", "q", "kv", "out", "gather", "frames"
+    name: str  # "qkv", "kv", "out", "gather", "frames"
     path: str  # "uniform" | "variable"
     bytes: int
     calls: int
     elapsed_ms: float
-    exposed_ms: float  # that arithmetic stood still for them
 
 
 def total_collectives(calls: Iterable[TimedCollective]) -> list[CollectiveTotal]:
     """Sum single calls by (name, path), in order of first appearance."""
-    groups: dict[tuple[str, str], list[TimedCollective]] = {}
+    sums: dict[tuple[str, str], tuple[int, int, float]] = {}
     for call in calls:
-        groups.setdefault((call.name, call.path), []).append(call)
+        sent, count, elapsed = sums.get((call.name, call.path), (0, 0, 0.0))
+        sums[call.name, call.path] = (sent + call.bytes, count + 1, elapsed + call.elapsed_ms)
     return [
-        CollectiveTotal(
-            name,
-            path,
-            sum(call.bytes for call in group),
-            len(group),
-            sum(call.elapsed_ms for call in group),
-            sum(call.exposed_ms for call in group),
-        )
-        for (name, path), group in groups.items()
+        CollectiveTotal(name, path, sent, count, elapsed)
+        for (name, path), (sent, count, elapsed) in sums.items()
     ]
 
 
@@ -78,7 +69,7 @@ class StepReport:
             to that much more than the total.
         collectives: communication of the step, see `total_collectives`; that of the context update
             is its chunk's. Its time lies *inside* the passes, the context update and the decode, it
-            does not come on top of them; what of it did not run beside arithmetic is exposed.
+            does not come on top of them.
         conditioner_hits: blocks' scale/shift taken from the conditioner cache in this step.
         conditioner_misses: those computed in this step.
         conditioner_bytes: memory the conditioner cache held at its fullest in this step.
@@ -102,11 +93,6 @@ class StepReport:
     def communication_ms(self) -> float:
         """Time in collectives, of all names and paths."""
         return sum((entry.elapsed_ms for entry in self.collectives), 0.0)
-
-    @property
-    def communication_exposed_ms(self) -> float:
-        """Time that arithmetic stood still for collectives."""
-        return sum((entry.exposed_ms for entry in self.collectives), 0.0)
 
     @property
     def communication_bytes(self) -> int:

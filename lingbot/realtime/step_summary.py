@@ -35,7 +35,6 @@ def figures(report: StepReport) -> Figures:
         "overlap_ms": report.overlap_ms,
         "other_ms": report.other_ms,
         "communication_ms": report.communication_ms,
-        "communication_exposed_ms": report.communication_exposed_ms,
         "communication_share": report.communication_share,
         "communication_bytes": report.communication_bytes,
         "communication_calls": report.communication_calls,
@@ -120,7 +119,6 @@ def mean_report(ranks: Sequence[StepReport]) -> StepReport:
                 bytes=round(sum(entry.bytes for entry in group) / count),
                 calls=round(sum(entry.calls for entry in group) / count),
                 elapsed_ms=sum(entry.elapsed_ms for entry in group) / count,
-                exposed_ms=sum(entry.exposed_ms for entry in group) / count,
             )
             for (name, path), group in entries.items()
         ],

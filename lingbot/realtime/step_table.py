@@ -65,8 +65,6 @@ def step_table(by_rank: Sequence[Sequence[StepReport]], warmup: int = 1, note: s
     collectives = [n for n in means if n.startswith("communication/") and n.endswith("/ms_mean")]
     if collectives:
         add("of it communication", "communication_ms", *_traffic(means, "communication_"))
-        if means["communication_exposed_ms_mean"] < means["communication_ms_mean"]:
-            add("  not beside arithmetic", "communication_exposed_ms")
     for name in collectives:
         prefix = name.removesuffix("ms_mean")
         _, collective, path, _ = prefix.split("/")

@@ -18,8 +18,8 @@ FRAMES = 12
 def step_report(step: int, rank: int = 0, collectives: bool = True) -> StepReport:
     """Rank r takes r * 40 ms longer in its first pass and 10 ms longer in each collective."""
     sent = [
-        CollectiveTotal("to_heads", "uniform", 3000, 10, 20.0 + 10 * rank, 5.0),
-        CollectiveTotal("gather", "variable", 50, 4, 5.0 + 10 * rank, 5.0 + 10 * rank),
+        CollectiveTotal("to_heads", "uniform", bytes=3000, calls=10, elapsed_ms=20.0 + 10 * rank),
+        CollectiveTotal("gather", "variable", bytes=50, calls=4, elapsed_ms=5.0 + 10 * rank),
     ]
     return StepReport(
         step=step,

@@ -5,11 +5,9 @@ from __future__ import annotations
 import logging
 from functools import partial
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from lingbot.diffusion import FlowMatching, FlowSchedule
@@ -20,23 +18,19 @@ from lingbot.model import (
     LocalExchange,
     TransformerConfig,
 )
-from lingbot.model.exchange import Exchange
 from lingbot.model.fp8 import Fp8Linear, quantise_rows, scaled_matmul
 from lingbot.model.fp8_attention import decode_values, encode, encode_keys_values
 from lingbot.model.kernels import COMPILED, Kernels, compile_parts
 from lingbot.parallel.exchange import SequenceExchange
 from lingbot.parallel.splits import even_splits
-from tests.distributed import run_ranks
 from tests.model.worlds import SMALL, cached, chunk_inputs, small_transformer
 
 WINDOW = KVCacheConfig(window=6, sink=2)
 
 
-def drive(
-    transformer: CausalLingBotTransformer, chunks: int = 3, exchange: Exchange | None = None
-) -> Tensor:
+def drive(transformer: CausalLingBotTransformer, chunks: int = 3) -> Tensor:
     """Flows of two passes a chunk, with context updates between."""
-    model = cached(transformer, WINDOW, exchange=exchange)
+    model = cached(transformer, WINDOW)
     latents, condition, controls = chunk_inputs(SMALL, chunks)
     flows = []
     with torch.no_grad():
@@ -95,35 +89,6 @@ def test_a_send_buffer_filled_through_its_view_is_what_pack_gives(ranks, count):
     assert all(torch.equal(*pair) for pair in zip(packed, expected, strict=True))
 
 
-def _driven_by_ranks(rank: int, kernels: dict[str, Any]) -> list[Tensor]:
-    flows = []
-    for overlap in (False, True):
-        splits = even_splits(18, dist.get_world_size())
-        exchange = SequenceExchange(dist.group.WORLD, splits, SMALL.num_heads, overlap=overlap)
-        flows.append(drive(prepared(Kernels("ranks", **kernels)), exchange=exchange))
-    return flows
-
-
-@pytest.mark.processes
-@pytest.mark.parametrize(
-    "kernels", [{"pack_qkv": True}, {"pack_qkv": True, "linears": "fp8", "attention": "fp8"}]
-)
-def test_an_exchange_beside_arithmetic_changes_nothing(kernels):
-    expected = drive(prepared(Kernels("alone", **kernels)))
-    for together, apart in run_ranks(_driven_by_ranks, 2, kernels):
-        torch.testing.assert_close(together, expected, rtol=0, atol=5e-6)
-        torch.testing.assert_close(apart, expected, rtol=0, atol=5e-6)
-
-
-def test_parts_of_an_fp8_linear_share_its_weights():
-    torch.manual_seed(0)
-    layer, x = Fp8Linear(nn.Linear(64, 48)), torch.randn(5, 64)
-    part = layer.part(slice(16, 48))
-    torch.testing.assert_close(part(x), layer(x)[:, 16:], rtol=0, atol=1e-6)
-    assert part.weight.untyped_storage().data_ptr() == layer.weight.untyped_storage().data_ptr()
-    assert layer.weight.shape == (48, 64)
-
-
 def test_fp8_linears_take_rows_that_are_quantised_already():
     torch.manual_seed(0)
     layer, x = Fp8Linear(nn.Linear(64, 32)), torch.randn(5, 64)
@@ -168,8 +133,7 @@ def test_all_blocks_share_one_compilation_of_each_part():
     for block in transformer.blocks:
         compile_parts(block, partial(torch.compile, backend=backend, fullgraph=True))
     drive(transformer)
-    of_ranks = {"before_keys_values", "before_queries"}
-    assert len(compilations) == len(set(COMPILED) - of_ranks)
+    assert len(compilations) == len(COMPILED)
 
 
 def test_rows_in_fp8_are_within_half_a_step_of_their_scale():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,7 +12,6 @@ from torch import Tensor
 from lingbot.model.exchange import LocalExchange
 from lingbot.parallel.communication_log import CommunicationLog
 from lingbot.parallel.exchange import SequenceExchange
-from lingbot.parallel.overlap import OverlappedExchange
 from lingbot.parallel.splits import Splits, even_splits
 from tests.distributed import run_ranks
 
@@ -79,32 +77,6 @@ def _check_fp8(exchange: SequenceExchange, inputs: list[Tensor]) -> None:
     assert torch.equal(exchange.to_tokens(received[2]).float(), local[2].float())
 
 
-def _check_overlapped(tokens: int, uniform: bool | None, inputs: list[Tensor]) -> None:
-    """What travels by itself is what travels together, and arrives where it was told to."""
-    exchange = _exchange(tokens, uniform, overlap=True)
-    fp8 = inputs[0].float().to(torch.float8_e4m3fn)
-    for x in (inputs[0], inputs[1].bfloat16(), fp8):
-        local = exchange.shard(x, dim=2)
-        overlapped = exchange.overlapped(local.flatten(-2))
-        assert overlapped is not None
-        (packed,) = exchange.pack(local)
-        mine = _heads_of(x, exchange)
-        home = torch.zeros_like(mine.squeeze(1), memory_format=torch.contiguous_format)
-        elsewhere = torch.empty(0, dtype=torch.float16)
-        for place in (None, home, elsewhere):
-            arrived = overlapped.to_heads(packed, "kv", place).wait()
-            assert torch.equal(arrived.float(), mine.float())
-            assert (arrived.data_ptr() == home.data_ptr()) is (place is home)
-        heads = exchange.local_heads
-        turns = [
-            [slice(0, heads)], [slice(0, heads - 1), slice(heads - 1, heads)],
-            overlapped.turns(heads, x.device),
-        ]  # fmt: skip
-        for slices in turns[: 3 if heads > 1 else 1]:
-            y = overlapped.to_tokens(slices, lambda some, mine=mine: mine[..., some, :])
-            assert torch.equal(y.float(), local.float())
-
-
 def _check_gradients(exchange: SequenceExchange, inputs: list[Tensor]) -> None:
     ours, theirs = ([x.clone().requires_grad_() for x in inputs] for _ in range(2))
     loss = _loss(_network(*ours, exchange))
@@ -161,7 +133,6 @@ def _everything(rank: int, cases: list[tuple[int, int, int, bool | None]]) -> li
             _check_forward(exchange, [x.bfloat16() for x in inputs])
             if batch * chunks == 1:
                 _check_one_chunk_is_views(exchange, inputs)
-                _check_overlapped(tokens, uniform, inputs)
         _check_gradients(exchange, inputs)
         _check_bf16_gradients(exchange, inputs)
         _check_fp8(exchange, inputs)
@@ -231,35 +202,6 @@ def test_a_log_records_only_when_asked_and_only_so_much(caplog: pytest.LogCaptur
     with log.record("qkv", "uniform", 1, cpu):
         pass
     assert not log._pending
-
-
-def _when_overlapped(rank: int) -> list[bool]:
-    one, many = torch.zeros(1, 1, 4, 8), torch.zeros(1, 3, 4, 8)
-    asked, unasked = (_exchange(8, overlap=overlap) for overlap in (True, None))
-    with torch.no_grad():
-        driven = [exchange.overlapped(x) for exchange in (asked, unasked) for x in (one, many)]
-    return [made is not None for made in (*driven, asked.overlapped(one))]
-
-
-@pytest.mark.processes
-def test_one_driven_chunk_is_exchanged_beside_arithmetic_on_cuda_or_where_it_is_asked_for():
-    assert run_ranks(_when_overlapped, 2) == [[True, False, False, False, False]] * 2
-
-
-@pytest.mark.parametrize(
-    ("tokens", "heads", "multiprocessors", "last"),
-    [(4680, 20, 132, 3), (4680, 10, 132, 3), (180, 6, 132, None), (40_000, 10, 132, 1)],
-)
-def test_the_last_turn_of_heads_is_what_a_gpu_attends_to_at_one_time(
-    monkeypatch, tokens, heads, multiprocessors, last
-):
-    properties = SimpleNamespace(multi_processor_count=multiprocessors)
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
-    wire = SimpleNamespace(rank=0, size=2)
-    overlapped = OverlappedExchange(wire, even_splits(tokens, 2))
-    turns = overlapped.turns(heads, torch.device("cuda"))
-    assert [i for turn in turns for i in range(heads)[turn]] == list(range(heads))
-    assert turns[-1] == (slice(0, heads) if last is None else slice(heads - last, heads))
 
 
 def _refusals(rank: int) -> None:
