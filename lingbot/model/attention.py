@@ -90,7 +90,9 @@ class Projections(nn.Module):
         self.o = nn.Linear(dim, dim)
         self.norm_q = RMSNorm(dim, eps)
         self.norm_k = RMSNorm(dim, eps)
-        self.packed: nn.Module | None = None  # q, k, v in one matmul, see `lingbot.model.kernels`
+        # q, k, v and k, v in one matmul, see `lingbot.model.kernels`
+        self.packed: nn.Module | None = None
+        self.packed_kv: nn.Module | None = None
 
     def heads(self, x: Tensor) -> Tensor:
         return rearrange(x, "... (h d) -> ... h d", h=self.num_heads)
@@ -116,7 +118,11 @@ class SelfAttention(Projections):
 
     def keys_values(self, x: Tensor, rope: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         """The same without q, which the end of a context update does not need."""
-        return rotate(self.heads(self.norm_k(self.k(x))), *rope), self.heads(self.v(x))
+        if self.packed_kv is not None:
+            k, v = self.packed_kv(x).chunk(2, dim=-1)
+        else:
+            k, v = self.k(x), self.v(x)
+        return rotate(self.heads(self.norm_k(k)), *rope), self.heads(v)
 
 
 class CrossAttention(Projections):

@@ -7,6 +7,7 @@ whatever makes the activations.
 
 from __future__ import annotations
 
+from copy import copy
 from typing import NamedTuple
 
 import torch
@@ -58,6 +59,15 @@ class Fp8Linear(nn.Module):
         self.register_buffer("scale", scale.T.contiguous(), persistent=False)
         self.bias = linear.bias
         self.dtype = linear.weight.dtype
+
+    def part(self, rows: slice) -> Fp8Linear:
+        """The layer for some of its outputs, with the same weights in memory."""
+        part = copy(self)
+        part._buffers = {"weight": self.weight[rows], "scale": self.scale[:, rows]}
+        bias = None if self.bias is None else nn.Parameter(self.bias[rows], requires_grad=False)
+        part._parameters = {"bias": bias}
+        part.out_features = len(part.weight)
+        return part
 
     def forward(self, x: Tensor | Quantised) -> Tensor:
         """x [..., in], or rows [rows, in] -> [..., out] in the layer's own precision."""

@@ -71,10 +71,10 @@ class RowKernels:
         home: Tensor | None = None,
     ) -> tuple[Tensor, ...]:
         attention = self._block.self_attn
-        y = self._norm_modulate(x, six, attention.k)
+        assert attention.packed_kv is not None
+        made = attention.packed_kv(self._norm_modulate(x, six, attention.packed_kv))
         packed, views = self._send_buffer(x, 2, exchange, home)
-        for first, layer in ((1, attention.k), (2, attention.v)):
-            self._norm_rotate_pack(layer(y).unsqueeze(1), (views[0], *views), rope, first)
+        self._norm_rotate_pack(made.unflatten(-1, (2, -1)), (views[0], *views), rope, first=1)
         return packed
 
     def after_attention(

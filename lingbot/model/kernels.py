@@ -136,23 +136,30 @@ def pack_qkv(block: Block) -> None:
         apart, packed.weight.chunk(3), packed.bias.chunk(3), strict=True
     ):
         layer.weight.data, layer.bias.data = weight, bias
+    pair = nn.Linear(dim, 2 * dim, device="meta", dtype=packed.weight.dtype)
+    pair.weight = nn.Parameter(packed.weight[dim:], requires_grad=False)
+    pair.bias = nn.Parameter(packed.bias[dim:], requires_grad=False)
     object.__setattr__(attention, "packed", packed)  # not a submodule: its weights have names
+    object.__setattr__(attention, "packed_kv", pair)
 
 
 def linears_to_fp8(block: Block) -> None:
     """Every linear of attention and feed-forward in fp8; the camera's run once a step as they are.
 
-    A packed q, k, v is quantised whole; k and v stay as they are beside it for context updates.
+    A packed q, k, v is quantised whole, and its parts share the weights.
     """
     attention = block.self_attn
     if attention.packed is not None:
         assert isinstance(attention.packed, nn.Linear)
-        object.__setattr__(attention, "packed", Fp8Linear(attention.packed))
+        packed, dim = Fp8Linear(attention.packed), attention.packed.in_features
+        object.__setattr__(attention, "packed", packed)
+        object.__setattr__(attention, "packed_kv", packed.part(slice(dim, None)))
+        for index, child in enumerate("qkv"):
+            setattr(attention, child, packed.part(slice(index * dim, (index + 1) * dim)))
     for name in IN_FP8:
         part = getattr(block, name)
         for child, layer in list(part.named_children()):
-            shared = part is attention and attention.packed is not None and child in "qkv"
-            if isinstance(layer, nn.Linear) and not shared:
+            if isinstance(layer, nn.Linear):
                 setattr(part, child, Fp8Linear(layer))
 
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import logging
 from functools import partial
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from lingbot.diffusion import FlowMatching, FlowSchedule
@@ -18,19 +20,23 @@ from lingbot.model import (
     LocalExchange,
     TransformerConfig,
 )
+from lingbot.model.exchange import Exchange
 from lingbot.model.fp8 import Fp8Linear, quantise_rows, scaled_matmul
 from lingbot.model.fp8_attention import decode_values, encode, encode_keys_values
 from lingbot.model.kernels import COMPILED, Kernels, compile_parts
 from lingbot.parallel.exchange import SequenceExchange
 from lingbot.parallel.splits import even_splits
+from tests.distributed import run_ranks
 from tests.model.worlds import SMALL, cached, chunk_inputs, small_transformer
 
 WINDOW = KVCacheConfig(window=6, sink=2)
 
 
-def drive(transformer: CausalLingBotTransformer, chunks: int = 3) -> Tensor:
+def drive(
+    transformer: CausalLingBotTransformer, chunks: int = 3, exchange: Exchange | None = None
+) -> Tensor:
     """Flows of two passes a chunk, with context updates between."""
-    model = cached(transformer, WINDOW)
+    model = cached(transformer, WINDOW, exchange=exchange)
     latents, condition, controls = chunk_inputs(SMALL, chunks)
     flows = []
     with torch.no_grad():
@@ -87,6 +93,40 @@ def test_a_send_buffer_filled_through_its_view_is_what_pack_gives(ranks, count):
         view.copy_(x.view(view.shape))
     expected = exchange.pack(*tensors)
     assert all(torch.equal(*pair) for pair in zip(packed, expected, strict=True))
+
+
+def _driven_by_a_rank(rank: int, kernels: dict[str, Any]) -> Tensor:
+    splits = even_splits(18, dist.get_world_size())
+    exchange = SequenceExchange(dist.group.WORLD, splits, SMALL.num_heads)
+    return drive(prepared(Kernels("ranks", **kernels)), exchange=exchange)
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize(
+    "kernels", [{"pack_qkv": True}, {"pack_qkv": True, "linears": "fp8", "attention": "fp8"}]
+)
+def test_ranks_drive_as_one_does_in_every_precision(kernels):
+    expected = drive(prepared(Kernels("alone", **kernels)))
+    for made in run_ranks(_driven_by_a_rank, 2, kernels):
+        torch.testing.assert_close(made, expected, rtol=0, atol=5e-6)
+
+
+def test_parts_of_an_fp8_linear_share_its_weights():
+    torch.manual_seed(0)
+    layer, x = Fp8Linear(nn.Linear(64, 48)), torch.randn(5, 64)
+    part = layer.part(slice(16, 48))
+    torch.testing.assert_close(part(x), layer(x)[:, 16:], rtol=0, atol=1e-6)
+    assert part.weight.untyped_storage().data_ptr() == layer.weight.untyped_storage().data_ptr()
+    assert layer.weight.shape == (48, 64)
+
+
+def test_in_fp8_a_block_keeps_its_queries_keys_and_values_once():
+    transformer = prepared(Kernels("fp8", pack_qkv=True, linears="fp8"))
+    attention = transformer.blocks[0].self_attn
+    layers = (attention.packed, attention.packed_kv, attention.q, attention.k, attention.v)
+    assert len({layer.weight.untyped_storage().data_ptr() for layer in layers}) == 1
+    exact = [p for p in attention.parameters() if p.dim() == 2]
+    assert not exact
 
 
 def test_fp8_linears_take_rows_that_are_quantised_already():
