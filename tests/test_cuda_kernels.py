@@ -115,6 +115,21 @@ def test_fp8_attention_errs_no_more_in_fused_parts() -> None:
     assert fused < 1.25 * plain
 
 
+def test_the_camera_in_fp8_errs_no_more_in_fused_parts() -> None:
+    rays = torch.randn(1, 1, 300, WIDE.dim, generator=torch.Generator().manual_seed(0)).cuda()
+    made = {}
+    for parts in ("exact", "eager", "fused"):
+        transformer = small_transformer(WIDE).bfloat16().cuda()
+        linears = "exact" if parts == "exact" else "fp8"
+        how = "eager" if parts == "exact" else parts
+        Kernels(parts, parts=how, pack_qkv=True, linears=linears).prepare(transformer)
+        with torch.no_grad():
+            made[parts] = torch.cat(transformer.blocks[0].scale_shift(rays.bfloat16())).float()
+    plain = error(made["eager"], made["exact"])
+    assert 1e-3 < plain < 0.1
+    assert error(made["fused"], made["exact"]) < 1.25 * plain
+
+
 @pytest.mark.parametrize(("sink", "at_home"), [(0, True), (2, False)])
 def test_fused_parts_leave_keys_and_values_where_the_memory_keeps_them(
     monkeypatch: pytest.MonkeyPatch, sink: int, at_home: bool

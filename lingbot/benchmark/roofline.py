@@ -87,9 +87,8 @@ class _Floor:
         d, f = self.shape.config.dim, self.shape.config.ffn_dim
         make = self._fp8_linear if self.shape.fp8_linears else self._linear
         shapes = {"qkv": (d, 3 * d), "out": (d, d), "ffn_in": (d, f), "ffn_out": (f, d)}
-        shapes["kv"] = (d, 2 * d)
-        works = {name: make(*sizes) for name, sizes in shapes.items()}
-        return works | {"camera": self._linear(d, d)}  # exact in every setting
+        shapes |= {"kv": (d, 2 * d), "camera": (d, d)}
+        return {name: make(*sizes) for name, sizes in shapes.items()}
 
     def attentions(self) -> dict[str, Work]:
         c, tokens = self.shape.config, self.shape.chunk_tokens

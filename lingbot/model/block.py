@@ -39,7 +39,7 @@ class Block(CameraConditioner):
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.cam_scale_layer.weight.dtype  # other linears may be in fp8
+        return self.norm3.weight.dtype  # linears may be in fp8
 
     def forward(
         self,

@@ -16,11 +16,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lingbot.model.block import Block
+from lingbot.model.camera_conditioner import CameraConditioner, ScaleShift
 from lingbot.model.exchange import Exchange
 from lingbot.model.fp8 import FP8, LARGEST, Fp8Linear, Quantised
 from lingbot.model.fp8_attention import VALUE_SCALE, decode_values
 
-PARTS = ("before_attention", "before_store", "after_attention", "feed_forward")
+PARTS = ("before_attention", "before_store", "after_attention", "feed_forward", "scale_shift")
+
+ACTIVATIONS = ("none", "gelu", "silu")  # as the kernel numbers them
 
 
 def fuse_parts(block: Block) -> None:
@@ -114,6 +117,17 @@ class RowKernels:
         self._launch("gate_add", moved, y, six, block.modulation, result, x.shape[2], x.shape[3])
         return result
 
+    def scale_shift(self, rays: Tensor) -> ScaleShift:
+        block = self._block
+        if not isinstance(block.cam_scale_layer, Fp8Linear):
+            return CameraConditioner.scale_shift(block, rays)
+        rows = rays.flatten(0, -2)
+        h = block.cam_injector_layer1(self._quantise(rows))
+        h = block.cam_injector_layer2(self._quantise(h, "silu"))
+        h = self._quantise(h, beside=rows)
+        scale, shift = (layer(h) for layer in (block.cam_scale_layer, block.cam_shift_layer))
+        return scale.view(rays.shape), shift.view(rays.shape)
+
     # ---- pieces -------------------------------------------------------------------------------
 
     @property
@@ -149,7 +163,7 @@ class RowKernels:
     ) -> Tensor | Quantised:
         """The first linear of the feed-forward layer and its GELU, as the second takes them."""
         if isinstance(second, Fp8Linear):
-            return self._quantise(first(x), gelu=True)
+            return self._quantise(first(x), "gelu")
         if isinstance(first, nn.Linear) and isinstance(x, Tensor) and x.is_cuda:
             # the matmul's own epilogue, which is the tanh form
             return torch._addmm_activation(first.bias, x, first.weight.T, use_gelu=True)
@@ -167,10 +181,17 @@ class RowKernels:
         """x [rows, dim] through a linear of either kind."""
         return layer(self._quantise(x) if isinstance(layer, Fp8Linear) else x)
 
-    def _quantise(self, x: Tensor, gelu: bool = False) -> Quantised:
+    def _quantise(
+        self, x: Tensor, activation: str = "none", beside: Tensor | None = None
+    ) -> Quantised:
+        """Rows of x, or of what an activation makes of them, or x + `beside`, in fp8."""
         x = x.contiguous()
+        other = x if beside is None else beside.contiguous()
         made = Quantised(torch.empty_like(x, dtype=FP8), _scales(x))
-        self._launch("quantise", x, *made, x.shape[-1], gelu, LARGEST)
+        kind = ACTIVATIONS.index(activation)
+        self._launch(
+            "quantise", x, other, *made, x.shape[-1], kind, beside is not None, LARGEST
+        )  # fmt: skip
         return made
 
     def _output(self, x: Tensor, consumer: nn.Module) -> tuple[Tensor, Tensor, float]:

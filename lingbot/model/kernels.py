@@ -27,6 +27,7 @@ Parts = Literal["eager", "compiled", "fused"]
 Precision = Literal["exact", "fp8"]
 COMPILED = ("before_attention", "before_store", "after_attention", "feed_forward", "scale_shift")
 IN_FP8 = ("self_attn", "cross_attn", "ffn")
+CAMERA = ("cam_injector_layer1", "cam_injector_layer2", "cam_scale_layer", "cam_shift_layer")
 
 
 @dataclass(frozen=True)
@@ -144,7 +145,7 @@ def pack_qkv(block: Block) -> None:
 
 
 def linears_to_fp8(block: Block) -> None:
-    """Every linear of attention and feed-forward in fp8; the camera's run once a step as they are.
+    """Every linear of the block in fp8.
 
     A packed q, k, v is quantised whole, and its parts share the weights.
     """
@@ -161,6 +162,8 @@ def linears_to_fp8(block: Block) -> None:
         for child, layer in list(part.named_children()):
             if isinstance(layer, nn.Linear):
                 setattr(part, child, Fp8Linear(layer))
+    for name in CAMERA:
+        setattr(block, name, Fp8Linear(getattr(block, name)))
 
 
 def compile_parts(block: Block, compiler: Callable[..., Any] = torch.compile) -> None:

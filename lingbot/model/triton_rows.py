@@ -159,13 +159,23 @@ def norm_rotate_pack(
 
 
 @triton.jit
-def quantise(x, out, scales, D, GELU: tl.constexpr, LARGEST: tl.constexpr, W: tl.constexpr):
-    """out = x, or its GELU (the tanh form), in fp8, and the scale of each row."""
+def quantise(
+    x, other, out, scales, D,
+    ACTIVATION: tl.constexpr, ADD: tl.constexpr, LARGEST: tl.constexpr, W: tl.constexpr,
+):  # fmt: skip
+    """out = x in fp8, and the scale of each row.
+
+    With ACTIVATION 1 of its GELU (the tanh form), 2 of its SiLU; with ADD of x + other.
+    """
     row = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, W)
     real = column < D
     value = read(x + row * D, column, real)
-    if GELU:
+    if ADD:
+        value += read(other + row * D, column, real)
+    if ACTIVATION == 2:
+        value = value * tl.sigmoid(value)
+    if ACTIVATION == 1:
         inner = 0.7978845608028654 * (value + 0.044715 * value * value * value)
         value = value * tl.sigmoid(2 * inner)  # 0.5 * (1 + tanh(z)) is sigmoid(2 z)
     write(value, out, scales, row, column, real, D, LARGEST)

@@ -125,8 +125,14 @@ def test_in_fp8_a_block_keeps_its_queries_keys_and_values_once():
     attention = transformer.blocks[0].self_attn
     layers = (attention.packed, attention.packed_kv, attention.q, attention.k, attention.v)
     assert len({layer.weight.untyped_storage().data_ptr() for layer in layers}) == 1
-    exact = [p for p in attention.parameters() if p.dim() == 2]
-    assert not exact
+
+
+def test_in_fp8_no_linear_of_a_block_keeps_its_exact_weights():
+    transformer = prepared(Kernels("fp8", pack_qkv=True, linears="fp8"))
+    for block in transformer.blocks:
+        assert not [name for name, p in block.named_parameters() if name.endswith("weight")
+                    and p.dim() == 2]  # fmt: skip
+        assert block.dtype == torch.float32
 
 
 def test_fp8_linears_take_rows_that_are_quantised_already():
