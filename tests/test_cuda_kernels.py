@@ -140,7 +140,7 @@ def test_fused_parts_leave_keys_and_values_where_the_memory_keeps_them(
 
     def watched(memory: KVCache, layer: int, k: Tensor, v: Tensor) -> None:
         home = memory.home(layer)
-        places = None if home is None else [half.data_ptr() for half in home]
+        places = None if home is None else [half.data_ptr() for half in home.tensor]
         stored.append([k.data_ptr(), v.data_ptr()] == places)
         store(memory, layer, k, v)
 

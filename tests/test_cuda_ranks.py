@@ -1,4 +1,4 @@
-"""Two GPUs drive as one does, by every choice of kernels and on both paths."""
+"""Two GPUs drive as one does, by every choice of kernels and every way to exchange."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 from lingbot.model import TransformerConfig
 from lingbot.model.kernels import Kernels
 from lingbot.parallel.communication_log import Collective, CommunicationLog
-from lingbot.parallel.exchange import SequenceExchange
+from lingbot.parallel.pushed_exchange import choose_exchange
 from lingbot.parallel.splits import even_splits
 from tests.distributed import run_ranks
 from tests.model.worlds import HEIGHT, WIDTH
@@ -32,26 +32,39 @@ CHOICES = {
 TOLERANCES = {"reference": 0.02, "fast": 0.02, "fp8": 0.1}
 
 
-def _driven(rank: int, kernels: Kernels, uniform: bool | None) -> tuple[Tensor, list[Collective]]:
+EXCHANGES = {"pushed": (None, True), "uniform": (None, False), "variable": (False, None)}
+
+
+def _driven(
+    rank: int, kernels: Kernels, uniform: bool | None, push: bool | None, sink: int
+) -> tuple[Tensor, list[Collective]]:
     torch.cuda.set_device(rank)
-    group, log = dist.new_group(backend="nccl"), CommunicationLog()
+    group, log, device = dist.new_group(backend="nccl"), CommunicationLog(), f"cuda:{rank}"
+    assert isinstance(group, dist.ProcessGroup)
     tokens = FOUR_HEADS.grid(3, HEIGHT // 8, WIDTH // 8).tokens
-    exchange = SequenceExchange(group, even_splits(tokens, 2), 4, log, uniform)
+    exchange = choose_exchange(
+        group, even_splits(tokens, 2), 4, torch.device(device),
+        log=log, uniform=uniform, push=push, pictures=None, timeout_s=60.0,
+    )  # fmt: skip
     log.clear()
-    made = flows(kernels, torch.bfloat16, f"cuda:{rank}", config=FOUR_HEADS, exchange=exchange)
+    made = flows(kernels, torch.bfloat16, device, sink, FOUR_HEADS, exchange)
     collectives = log.collect()
     dist.destroy_process_group(group)
     return made, collectives
 
 
-@pytest.mark.parametrize("uniform", [None, False])
+@pytest.mark.parametrize("exchange", EXCHANGES)
 @pytest.mark.parametrize("choice", CHOICES)
-def test_two_gpus_drive_as_one_does(choice: str, uniform: bool | None) -> None:
+def test_two_gpus_drive_as_one_does(choice: str, exchange: str) -> None:
+    """With histories that take a chunk in one piece, and in two."""
     if choice == "fp8":
         pytest.importorskip("cudnn")
     kernels = Kernels(choice, **CHOICES[choice])
-    alone = flows(kernels, torch.bfloat16, config=FOUR_HEADS)
-    for made, collectives in run_ranks(_driven, 2, kernels, uniform):
-        assert error(made, alone) < TOLERANCES[choice]
-        assert {c.name for c in collectives} == {"qkv", "kv", "out", "gather"}
-        assert all(c.elapsed_ms > 0 for c in collectives)
+    for sink in (0, 2):
+        alone = flows(kernels, torch.bfloat16, sink=sink, config=FOUR_HEADS)
+        for made, collectives in run_ranks(_driven, 2, kernels, *EXCHANGES[exchange], sink):
+            assert error(made, alone) < TOLERANCES[choice]
+            paths = {c.name: c.path for c in collectives}
+            assert paths.pop("gather") == ("variable" if exchange == "variable" else "uniform")
+            assert paths == dict.fromkeys(("qkv", "kv", "out"), exchange)
+            assert all(c.elapsed_ms > 0 for c in collectives)

@@ -14,7 +14,6 @@ from itertools import islice
 import torch
 import torch.distributed as dist
 from hydra.utils import instantiate
-from torch import Tensor
 
 from lingbot.benchmark.flops import StepFlops
 from lingbot.benchmark.inputs import random_controls, random_picture
@@ -32,6 +31,8 @@ from lingbot.benchmark.statistics import percentile, turns
 from lingbot.benchmark.worlds import Worlds, release_memory
 from lingbot.camera.controls import Controls
 from lingbot.module import LingBotModule
+from lingbot.parallel.exchange import SequenceExchange
+from lingbot.parallel.pushed_exchange import PushedExchange
 from lingbot.realtime.session import RealtimeSession
 
 PROMPT = "noon, grass"
@@ -61,6 +62,7 @@ class Measurement:
         self.pictures = dist.new_group() if group is not None else None
         self.worlds = Worlds(device, plan.seed)
         self._floors: dict[StepShape, Floor] = {}
+        self._exchanges: dict[tuple[int, int, str], SequenceExchange] = {}
 
     def run(self, device_name: str) -> RankRecord:
         """Floors first, then all sessions in turns."""
@@ -88,7 +90,9 @@ class Measurement:
             torch.cuda.reset_peak_memory_stats(self.device)
         controls = random_controls(module.grid.frames, self.plan.seed)
         picture = random_picture(module.camera.height, module.camera.width, self.plan.seed)
-        with self._open(module, setting, picture) as session:
+        exchange = self._exchange(setting, module)
+        log = None if exchange is None else exchange.log
+        with module.new_session(picture, PROMPT, self.plan.seed, exchange, log) as session:
             self._wait()
             began = time.perf_counter()
             session.reset(picture, PROMPT, self.plan.seed)
@@ -100,20 +104,23 @@ class Measurement:
                 session.step(next(controls))
                 session.finish_chunk()
             steps = timed_steps(session, islice(controls, self.plan.steps))
+            peak = peak_bytes(self.device)
+            if isinstance(exchange, PushedExchange):
+                peak += exchange.uncounted_bytes
         warmup = 1 + self.plan.warmup_steps
-        peak = peak_bytes(self.device)
         return SessionRecord(index, number, first_frame_ms, warmup, peak, steps)
 
-    def _open(self, module: LingBotModule, setting: Setting, picture: Tensor) -> RealtimeSession:
+    def _exchange(self, setting: Setting, module: LingBotModule) -> SequenceExchange | None:
+        """Of several ranks, made once a setting: it may hold memory that others write."""
         if self.group is None:
-            return module.new_session(picture, PROMPT, self.plan.seed)
-        strategy = build_strategy(setting)
-        exchange = strategy.exchange_over(
-            self.group, module.grid.tokens, module.config.num_heads, self.pictures
-        )
-        return module.new_session(
-            picture, PROMPT, self.plan.seed, exchange, strategy.communication_log
-        )
+            return None
+        tokens, heads = module.grid.tokens, module.config.num_heads
+        key = tokens, heads, repr(setting.strategy)
+        if key not in self._exchanges:
+            self._exchanges[key] = build_strategy(setting).exchange_over(
+                self.group, tokens, heads, self.device, self.pictures
+            )
+        return self._exchanges[key]
 
     def _facts(self, setting: Setting) -> SettingFacts:
         module: LingBotModule = instantiate(setting.module, _convert_="all")
@@ -126,6 +133,7 @@ class Measurement:
         shape = StepShape(
             config, grid.tokens, visible, passes, ranks, dtype, self.device,
             kernels.linears == "fp8", kernels.attention == "fp8",
+            pushed=isinstance(self._exchange(setting, module), PushedExchange),
         )  # fmt: skip
         if shape not in self._floors:
             self._floors[shape] = measure_floor(shape, self.group)

@@ -28,6 +28,7 @@ from lingbot.model.attention import attend_by_matmul
 from lingbot.model.fp8 import Fp8Linear, quantise_rows
 from lingbot.model.fp8_attention import attend_in_fp8, encode, encode_keys_values
 from lingbot.parallel.collectives import as_bytes
+from lingbot.parallel.mailbox import Mailbox
 from lingbot.parallel.splits import even_splits
 
 WARM, ROUNDS, REPEATS = 3, 3, 8
@@ -55,6 +56,7 @@ class StepShape:
     device: torch.device
     fp8_linears: bool = False
     fp8_attention: bool = False
+    pushed: bool = False
 
 
 Work = Callable[[], object]
@@ -100,13 +102,13 @@ class _Floor:
         }
 
     def exchanges(self) -> dict[str, Work]:
-        """Fixed-size all-to-alls of packed q, k, v and of the output, whatever path a run takes."""
+        """Packed q, k, v and the output, pushed, or by a fixed-size all-to-all on either path."""
         if self.group is None:
             return {}
         rows = self.shape.ranks * -(-self.shape.chunk_tokens // self.shape.ranks)
         width = self.shape.config.dim // self.shape.ranks
-        return {name: self._all_to_all(rows, n * width)
-                for name, n in (("to_heads", 3), ("to_tokens", 1))}  # fmt: skip
+        make = self._push if self.shape.pushed else self._all_to_all
+        return {name: make(rows, n * width) for name, n in (("to_heads", 3), ("to_tokens", 1))}
 
     @torch.no_grad()
     def best(self, work: Work) -> float:
@@ -158,6 +160,21 @@ class _Floor:
             sent = as_bytes(encode(sent))
         received = torch.empty_like(sent)
         return partial(dist.all_to_all_single, received, sent, group=self.group)
+
+    def _push(self, rows: int, width: int) -> Work:
+        assert self.group is not None
+        ranks, rank = self.shape.ranks, self.group.rank()
+        sent = self._random(rows, width)
+        sent = (encode(sent) if self.shape.fp8_attention else sent).unflatten(0, (ranks, -1))
+        size = sent.numel() * sent.element_size()
+        mailbox = Mailbox(self.group, self.shape.device, size, timeout_s=600.0)
+        inbox = mailbox.inbox((rows, width), sent.dtype)
+
+        def push() -> None:
+            mailbox.push(sent, inbox, rank * rows // ranks * width)
+            mailbox.wait()
+
+        return push
 
     def _random(self, *shape: int) -> Tensor:
         like = {"dtype": self.shape.dtype, "device": self.shape.device}

@@ -14,6 +14,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from lingbot.model.exchange import Memory
 from lingbot.model.rope import rotate
 
 # At this model's sizes cuDNN's kernel reaches 601 TFLOP/s on an H200, PyTorch's flash kernel 320.
@@ -34,7 +35,7 @@ class AttentionMemory(Protocol):
         """Keeps k, v [B, C, S, h, D] without attending."""
         ...
 
-    def home(self, layer: int) -> Tensor | None:
+    def home(self, layer: int) -> Memory | None:
         """Where `store` would put the k and v of a chunk, [2, B, S, h, D]; None for no one place.
 
         What has been written there need not be stored.

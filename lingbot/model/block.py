@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lingbot.model.attention import AttentionMemory, CrossAttention, SelfAttention, attend
 from lingbot.model.camera_conditioner import CameraConditioner, ConditionerCache
-from lingbot.model.exchange import Exchange
+from lingbot.model.exchange import Exchange, Memory
 from lingbot.model.fp8_attention import decode_values, encode, encode_keys_values
 
 
@@ -72,7 +72,7 @@ class Block(CameraConditioner):
         six: Tensor,
         rope: tuple[Tensor, Tensor],
         exchange: Exchange,
-        home: Tensor | None = None,
+        home: Memory | None = None,
     ) -> tuple[Tensor, ...]:
         """x [B, C, L, dim] -> queries, keys and values as the exchange packs them.
 
@@ -129,7 +129,7 @@ class Block(CameraConditioner):
         six: Tensor,
         rope: tuple[Tensor, Tensor],
         exchange: Exchange,
-        home: Tensor | None = None,
+        home: Memory | None = None,
     ) -> tuple[Tensor, ...]:
         """Like `before_attention`, without queries."""
         shift, scale, *_ = self._modulation(six)

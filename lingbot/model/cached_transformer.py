@@ -44,6 +44,7 @@ class CachedTransformer:
         self.memory = KVCache(
             cache, grid, layers=config.num_layers, batch=batch, heads=exchange.local_heads,
             head_dim=config.head_dim, dtype=transformer.memory_dtype, device=transformer.device,
+            zeros=exchange.zeros,
         )  # fmt: skip
         self.conditioner = ConditionerCache(conditioner_policy)
         self._time = TimeEmbeddingCache(transformer.embed_time)

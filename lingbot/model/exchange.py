@@ -7,9 +7,35 @@ L local tokens of a chunk, S all tokens of a chunk, H heads, h local heads, D he
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
+import torch
 from torch import Tensor
+
+
+class Memory(NamedTuple):
+    """Memory for keys and values, or a view of it.
+
+    `peers`, int64 [ranks], is how far from it every rank's own lies, in units of 16 elements, for
+    ranks that write each other's memory. `mapping` is to be kept as long as that may happen.
+    """
+
+    tensor: Tensor
+    peers: Tensor | None = None
+    mapping: object = None
+
+
+class SendBuffer(NamedTuple):
+    """Where a kernel writes the tensors that are to be exchanged.
+
+    `packed` is what `to_heads` then takes. `views` [B * C * L, ranks, h, D], one a tensor, are
+    written through: rank r's heads at its place in the second dimension or, where `peers` of q and
+    of k, v are given, in the memory of rank r, see `Memory`.
+    """
+
+    packed: tuple[Tensor, ...]
+    views: tuple[Tensor, ...]
+    peers: tuple[Tensor, Tensor] | None = None
 
 
 class Exchange(Protocol):
@@ -29,13 +55,17 @@ class Exchange(Protocol):
         ...
 
     def send_buffer(
-        self, like: Tensor, count: int, shape: tuple[int, ...], home: Tensor | None = None
-    ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        self, like: Tensor, count: int, shape: tuple[int, ...], home: Memory | None = None
+    ) -> SendBuffer:
         """What `pack` would give for `count` tensors of shape [B, C, L, H, D], still empty.
 
-        And views [B * C * L, ranks, h, D] of them to write them through, one a tensor. Where
-        nothing has to be sent, keys and values may lie in the memory's `home` [2, B, S, h, D].
+        Where a kernel can write there, keys and values may lie in the memory's `home`,
+        [2, B, S, h, D].
         """
+        ...
+
+    def zeros(self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Memory:
+        """Memory for keys and values, which ranks that write each other's memory can write."""
         ...
 
     def to_heads(self, packed: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -55,6 +85,11 @@ class Exchange(Protocol):
         ...
 
 
+def plain_zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Memory:
+    """Memory that only its own rank writes."""
+    return Memory(torch.zeros(shape, dtype=dtype, device=device))
+
+
 class LocalExchange:
     """One rank holds every token and every head, so nothing moves."""
 
@@ -72,14 +107,17 @@ class LocalExchange:
         return tensors
 
     def send_buffer(
-        self, like: Tensor, count: int, shape: tuple[int, ...], home: Tensor | None = None
-    ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-        if home is not None and shape[:2] == (1, 1) and home.dtype == like.dtype:
+        self, like: Tensor, count: int, shape: tuple[int, ...], home: Memory | None = None
+    ) -> SendBuffer:
+        if home is not None and shape[:2] == (1, 1) and home.tensor.dtype == like.dtype:
             queries = [like.new_empty(shape) for _ in range(count - 2)]
-            tensors = (*queries, *(half.unsqueeze(1) for half in home))
+            tensors = (*queries, *(half.unsqueeze(1) for half in home.tensor))
         else:
             tensors = like.new_empty(count, *shape).unbind(0)
-        return tensors, tuple(x.flatten(0, 2).unsqueeze(1) for x in tensors)
+        return SendBuffer(tensors, tuple(x.flatten(0, 2).unsqueeze(1) for x in tensors))
+
+    def zeros(self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Memory:
+        return plain_zeros(shape, dtype, device)
 
     def to_heads(self, packed: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         return packed

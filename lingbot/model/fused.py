@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from lingbot.model.block import Block
 from lingbot.model.camera_conditioner import CameraConditioner, ScaleShift
-from lingbot.model.exchange import Exchange
+from lingbot.model.exchange import Exchange, Memory, SendBuffer
 from lingbot.model.fp8 import FP8, LARGEST, Fp8Linear, Quantised
 from lingbot.model.fp8_attention import VALUE_SCALE, decode_values
 
@@ -56,14 +56,14 @@ class RowKernels:
         six: Tensor,
         rope: tuple[Tensor, Tensor],
         exchange: Exchange,
-        home: Tensor | None = None,
+        home: Memory | None = None,
     ) -> tuple[Tensor, ...]:
         attention = self._block.self_attn
         assert attention.packed is not None
         made = attention.packed(self._norm_modulate(x, six, attention.packed))
-        packed, views = self._send_buffer(x, 3, exchange, home)
-        self._norm_rotate_pack(made.unflatten(-1, (3, -1)), views, rope, first=0)
-        return packed
+        buffer = self._send_buffer(x, 3, exchange, home)
+        self._norm_rotate_pack(made.unflatten(-1, (3, -1)), buffer, rope)
+        return buffer.packed
 
     def before_store(
         self,
@@ -71,14 +71,14 @@ class RowKernels:
         six: Tensor,
         rope: tuple[Tensor, Tensor],
         exchange: Exchange,
-        home: Tensor | None = None,
+        home: Memory | None = None,
     ) -> tuple[Tensor, ...]:
         attention = self._block.self_attn
         assert attention.packed_kv is not None
         made = attention.packed_kv(self._norm_modulate(x, six, attention.packed_kv))
-        packed, views = self._send_buffer(x, 2, exchange, home)
-        self._norm_rotate_pack(made.unflatten(-1, (2, -1)), (views[0], *views), rope, first=1)
-        return packed
+        buffer = self._send_buffer(x, 2, exchange, home)
+        self._norm_rotate_pack(made.unflatten(-1, (2, -1)), buffer, rope)
+        return buffer.packed
 
     def after_attention(
         self, x: Tensor, y: Tensor, six: Tensor, cam_scale: Tensor, cam_shift: Tensor
@@ -144,17 +144,21 @@ class RowKernels:
         return self._input(out, scales, largest)
 
     def _norm_rotate_pack(
-        self, made: Tensor, views: tuple[Tensor, ...], rope: tuple[Tensor, Tensor], first: int
+        self, made: Tensor, buffer: SendBuffer, rope: tuple[Tensor, Tensor]
     ) -> None:
-        """made [rows, n, dim] into views of q, k, v [rows, ranks, heads, D]; `first` 0 is q."""
+        """made [rows, n, dim], q, k, v or k, v, to where `buffer` takes them."""
         attention = self._block.self_attn
         cos, sin = rope
         rows, count, dim = made.shape
+        q, k, v = buffer.views if count == 3 else (buffer.views[0], *buffer.views)
+        q_peers, kv_peers = buffer.peers or (cos, cos)  # without them any pointer
+        ranks = len(q_peers) if buffer.peers else 0
         self._launch(
             "norm_rotate_pack", made, attention.norm_q.weight, attention.norm_k.weight, cos, sin,
-            *views, made.stride(0), made.stride(1), *views[0].stride()[:3], *views[1].stride()[:3],
-            cos.shape[0] * cos.shape[1], views[0].shape[2], first, dim, attention.norm_q.eps,
-            VALUE_SCALE, LARGEST if self._block.fp8_attention else 0.0, views[0].shape[3],
+            q, k, v, q_peers, kv_peers,
+            made.stride(0), made.stride(1), *q.stride()[:3], *k.stride()[:3],
+            cos.shape[0] * cos.shape[1], k.shape[2], 3 - count, dim, attention.norm_q.eps,
+            VALUE_SCALE, LARGEST if self._block.fp8_attention else 0.0, k.shape[3], ranks,
             grid=(rows, count), columns=dim,
         )  # fmt: skip
 
@@ -205,8 +209,8 @@ class RowKernels:
         return Quantised(out, scales) if largest else out
 
     def _send_buffer(
-        self, x: Tensor, count: int, exchange: Exchange, home: Tensor | None
-    ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        self, x: Tensor, count: int, exchange: Exchange, home: Memory | None
+    ) -> SendBuffer:
         heads, dtype = self._block.self_attn.num_heads, self._block.dtype
         like = x.new_empty(0, dtype=FP8 if self._block.fp8_attention else dtype)
         return exchange.send_buffer(like, count, (*x.shape[:3], heads, self._width), home)

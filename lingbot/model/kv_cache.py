@@ -9,13 +9,14 @@ Letters: B batch, S tokens of a chunk, h local heads, D head width.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from lingbot.model.attention import attend
+from lingbot.model.exchange import Memory, plain_zeros
 from lingbot.model.fp8 import FP8
 from lingbot.model.fp8_attention import attend_in_fp8, decode_values
 from lingbot.model.rope import Grid
@@ -89,6 +90,7 @@ class KVCache:
         grid: token grid of one chunk.
         layers, batch, heads, head_dim: sizes; `heads` are those of this rank.
         dtype: of keys and values; those in fp8 are encoded, see `lingbot.model.fp8_attention`.
+        zeros: makes the memory, see `lingbot.model.exchange`.
 
     Raises:
         ValueError: when a chunk does not fit the ring.
@@ -105,13 +107,15 @@ class KVCache:
         head_dim: int,
         dtype: torch.dtype,
         device: torch.device,
+        zeros: Callable[[tuple[int, ...], torch.dtype, torch.device], Memory] = plain_zeros,
     ) -> None:
         config.check_chunk(grid.frames)
         self.config, self.grid = config, grid
         self.in_fp8 = dtype == FP8
-        shape = (2, batch, config.capacity * grid.tokens_per_frame, heads, head_dim)
+        shape = (layers, 2, batch, config.capacity * grid.tokens_per_frame, heads, head_dim)
         with torch.inference_mode(False):  # written to in whatever mode the caller is
-            self._memory = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(layers)]
+            self._whole = zeros(shape, dtype, device)
+            self._memory = self._whole.tensor.unbind(0)
         self.reset()
 
     def reset(self) -> None:
@@ -170,18 +174,19 @@ class KVCache:
         attention = attend_in_fp8 if self.in_fp8 else attend
         return attention(q.squeeze(1), keys, values).unsqueeze(1)
 
-    def home(self, layer: int) -> Tensor | None:
+    def home(self, layer: int) -> Memory | None:
         """The chunk's slots, a view [2, B, S, h, D], where they are one behind the other."""
         if len(self._runs) != 1:
             return None
         (_, slot, count), tokens = self._runs[0], self.grid.tokens_per_frame
-        return self._memory[layer][:, :, slot * tokens : (slot + count) * tokens]
+        place = slice(slot * tokens, (slot + count) * tokens)
+        return self._whole._replace(tensor=self._memory[layer][:, :, place])
 
     def store(self, layer: int, k: Tensor, v: Tensor) -> None:
         """Writes the chunk's keys and values [B, 1, S, h, D] into its slots, if not there yet."""
         home = self.home(layer)
         if home is not None and (k.data_ptr(), v.data_ptr()) == (
-            home[0].data_ptr(), home[1].data_ptr(),
+            home.tensor[0].data_ptr(), home.tensor[1].data_ptr(),
         ):  # fmt: skip
             return
         tokens = self.grid.tokens_per_frame

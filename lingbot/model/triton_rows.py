@@ -116,16 +116,30 @@ def rms_norm(x, weight, out, D, eps, W: tl.constexpr):
 
 
 @triton.jit
+def deliver(place, made, rank, peers, real, PEERS: tl.constexpr):
+    """Write to `place` or, with PEERS, as far from it as the memory of each number's rank lies."""
+    if PEERS == 0:
+        tl.store(place, made, mask=real)
+    else:
+        for peer in tl.static_range(PEERS):
+            distance = tl.load(peers + peer) * 16  # in units that keep wide writes aligned
+            tl.store(place + distance, made, mask=real & (rank == peer))
+
+
+@triton.jit
 def norm_rotate_pack(
-    x, norm_q, norm_k, cos, sin, out_q, out_k, out_v, x_row, x_tensor,
+    x, norm_q, norm_k, cos, sin, out_q, out_k, out_v, q_peers, kv_peers,
+    x_row, x_tensor,
     q_row, q_rank, q_head, kv_row, kv_rank, kv_head, positions, heads, FIRST: tl.constexpr, D, eps,
-    VALUE_SCALE: tl.constexpr, LARGEST: tl.constexpr, WIDTH: tl.constexpr, W: tl.constexpr,
+    VALUE_SCALE: tl.constexpr, LARGEST: tl.constexpr, WIDTH: tl.constexpr, PEERS: tl.constexpr,
+    W: tl.constexpr,
 ):  # fmt: skip
     """q, k, v of a token to where attention or the exchange takes them; q and k normed and rotated.
 
     Program (row, n) takes tensor n of x [rows, n, D], counted from FIRST: 0 is q, 1 is k, 2 is v.
     The outputs are [rows, ranks, heads, WIDTH] by their strides, cos and sin [positions, WIDTH/2].
-    With LARGEST not 0 they are in fp8, values times VALUE_SCALE.
+    With PEERS ranks each rank's part lies in its own memory, as much further on as `q_peers` and
+    `kv_peers` [ranks] say. With LARGEST not 0 they are in fp8, values times VALUE_SCALE.
     """
     row = tl.program_id(0).to(tl.int64)
     tensor = tl.program_id(1)
@@ -151,11 +165,11 @@ def norm_rotate_pack(
     place = row * kv_row + rank * kv_rank + head * kv_head + column % WIDTH
     if tensor + FIRST == 0:
         place = row * q_row + rank * q_rank + head * q_head + column % WIDTH
-        tl.store(out_q + place, made, mask=real)
+        deliver(out_q + place, made, rank, q_peers, real, PEERS)
     elif tensor + FIRST == 1:
-        tl.store(out_k + place, made, mask=real)
+        deliver(out_k + place, made, rank, kv_peers, real, PEERS)
     else:
-        tl.store(out_v + place, made, mask=real)
+        deliver(out_v + place, made, rank, kv_peers, real, PEERS)
 
 
 @triton.jit

@@ -73,22 +73,38 @@ class CommunicationLog:
         """Bracket one collective that sends `bytes` to other ranks, as a context manager."""
         if not self.recording:
             return _NOTHING
-        return self._timed(PendingCollective(name, path, bytes), device)
+        return self._bracketed(self.begin(name, path, bytes, device))
 
-    @contextmanager
-    def _timed(self, pending: PendingCollective, device: torch.device) -> Iterator[None]:
+    def begin(
+        self, name: str, path: str, bytes: int, device: torch.device
+    ) -> PendingCollective | None:
+        """Begin an exchange that some of the code between here and `end` carries out."""
+        if not self.recording:
+            return None
+        pending = PendingCollective(name, path, bytes)
         if device.type == "cuda":
             start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
             start.record()
-            yield
-            end.record()
             pending.events = (start, end)
         else:
-            began = time.perf_counter()
-            yield
-            pending.elapsed_ms = 1000 * (time.perf_counter() - began)
+            pending.elapsed_ms = -1000 * time.perf_counter()
+        return pending
+
+    def end(self, pending: PendingCollective | None) -> None:
+        """End what `begin` gave."""
+        if pending is None:
+            return
+        if pending.events is not None:
+            pending.events[1].record()
+        else:
+            pending.elapsed_ms += 1000 * time.perf_counter()
         self._dropped += len(self._pending) == self._pending.maxlen
         self._pending.append(pending)
+
+    @contextmanager
+    def _bracketed(self, pending: PendingCollective | None) -> Iterator[None]:
+        yield
+        self.end(pending)
 
     def take(self) -> list[PendingCollective]:
         """Take what was recorded without waiting for the device; recording goes on."""

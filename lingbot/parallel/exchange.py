@@ -13,6 +13,7 @@ import torch.distributed as dist
 from einops import rearrange
 from torch import Tensor
 
+from lingbot.model.exchange import Memory, SendBuffer, plain_zeros
 from lingbot.parallel.collectives import Sizes, Wire, all_gather, all_to_all
 from lingbot.parallel.communication_log import CommunicationLog
 from lingbot.parallel.splits import Splits, check_heads, choose_path
@@ -86,8 +87,8 @@ class SequenceExchange:
         return (torch.stack(dealt, dim=-2),)
 
     def send_buffer(
-        self, like: Tensor, count: int, shape: tuple[int, ...], home: Tensor | None = None
-    ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        self, like: Tensor, count: int, shape: tuple[int, ...], home: Memory | None = None
+    ) -> SendBuffer:
         """An empty buffer as `pack` makes it of `count` tensors [B,C,L,H,D]; and views to fill it.
 
         The views are [(B C L), r, h, D], in the order in which a kernel makes its values. What has
@@ -95,7 +96,12 @@ class SequenceExchange:
         """
         batch, chunks, local, heads, width = shape
         buffer = like.new_empty(self.size, batch, chunks, local, heads // self.size, count, width)
-        return (buffer,), rearrange(buffer, "r B C L h n D -> n (B C L) r h D").unbind(0)
+        views = rearrange(buffer, "r B C L h n D -> n (B C L) r h D").unbind(0)
+        return SendBuffer((buffer,), views)
+
+    def zeros(self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Memory:
+        """Memory for keys and values of this rank."""
+        return plain_zeros(shape, dtype, device)
 
     def to_heads(self, packed: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """All heads of local tokens, packed, to local heads of all tokens [B,C,S,h,D] each.

@@ -28,6 +28,7 @@ from torch.nn.parallel import DistributedDataParallel
 from lingbot.model.exchange import Exchange, LocalExchange
 from lingbot.parallel.communication_log import CommunicationLog
 from lingbot.parallel.exchange import SequenceExchange
+from lingbot.parallel.pushed_exchange import PushedExchange, check_choices, choose_exchange
 from lingbot.parallel.same_batch import FirstRankReads, broadcast_batch, reads_once
 from lingbot.parallel.splits import check_heads, check_mesh, choose_path, even_splits
 
@@ -50,6 +51,8 @@ class SequenceParallelMixin(ParallelStrategy):
             both "auto" all ranks form one sequence group.
         uniform_fast_path: None takes it wherever tokens split evenly, True insists, False measures
             the variable path.
+        push: None lets GPUs of one host write each other's memory where tokens split evenly, see
+            `lingbot.parallel.pushed_exchange`, False exchanges by collectives, True insists.
         timeout_s: how long ranks wait for each other in a collective.
         input_timeout_s: how long ranks wait for the first one to read a batch or a live control.
 
@@ -62,16 +65,16 @@ class SequenceParallelMixin(ParallelStrategy):
         sequence_size: Size = "auto",
         data_size: Size = "auto",
         uniform_fast_path: bool | None = None,
+        push: bool | None = None,
         timeout_s: float = 1800.0,
         input_timeout_s: float = 86_400.0,
         **kwargs: Any,
     ) -> None:
-        if uniform_fast_path not in (None, True, False):
-            raise ValueError(f"uniform_fast_path={uniform_fast_path!r}: give true, false or null")
+        check_choices(uniform_fast_path, push)
         self._timeouts = tuple(_seconds(value) for value in (timeout_s, input_timeout_s))
         super().__init__(**{"timeout": self._timeouts[0], **kwargs})
         self._asked = _number("data_size", data_size), _number("sequence_size", sequence_size)
-        self.uniform_fast_path = uniform_fast_path
+        self.uniform_fast_path, self.push = uniform_fast_path, push
         self.communication_log = CommunicationLog()
         self._sizes: tuple[int, int] | None = None
         self._device_mesh: DeviceMesh | None = None
@@ -122,7 +125,8 @@ class SequenceParallelMixin(ParallelStrategy):
         Needs no processes: a Trainer that has taken the strategy is enough.
         """
         check_heads(heads, self.sequence_size)
-        choose_path(even_splits(tokens, self.sequence_size), self.uniform_fast_path)
+        insisted = True if self.push else self.uniform_fast_path
+        choose_path(even_splits(tokens, self.sequence_size), insisted)
 
     def exchange(self, tokens: int, heads: int) -> Exchange:
         """The exchange for chunks of `tokens` and a model of `heads`; the identity on one rank.
@@ -139,12 +143,13 @@ class SequenceParallelMixin(ParallelStrategy):
         if self.sequence_size == 1:
             return LocalExchange(heads)
         group = self.device_mesh.get_group("sequence")
-        exchange = self.exchange_over(group, tokens, heads, self._pictures_group)
+        exchange = self.exchange_over(group, tokens, heads, self.root_device, self._pictures_group)
         splits = exchange.splits
         if self.is_global_zero:
             log.info(
                 "Sequence parallelism over %d ranks: %d tokens as %s, %d heads each, %s path.",
-                *(splits.ranks, splits.total, splits.sizes, exchange.local_heads, exchange.path),
+                *(splits.ranks, splits.total, splits.sizes, exchange.local_heads),
+                exchange.path + (", pushed" if isinstance(exchange, PushedExchange) else ""),
             )
         return exchange
 
@@ -153,17 +158,19 @@ class SequenceParallelMixin(ParallelStrategy):
         group: dist.ProcessGroup,
         tokens: int,
         heads: int,
+        device: torch.device,
         pictures: dist.ProcessGroup | None = None,
     ) -> SequenceExchange:
-        """The same over a group of processes that no Trainer set up."""
-        return SequenceExchange(
-            group,
-            even_splits(tokens, group.size()),
-            heads,
-            self.communication_log,
-            self.uniform_fast_path,
-            pictures,
-        )
+        """The same over a group of processes that no Trainer set up.
+
+        Raises:
+            ValueError: `push=True` where ranks do not reach each other's memory.
+        """
+        return choose_exchange(
+            group, even_splits(tokens, group.size()), heads, device,
+            log=self.communication_log, uniform=self.uniform_fast_path, push=self.push,
+            pictures=pictures, timeout_s=self._timeouts[0].total_seconds(),
+        )  # fmt: skip
 
     # ---- processes and mesh -------------------------------------------------------------------
 

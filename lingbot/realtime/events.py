@@ -30,7 +30,7 @@ class CollectiveTotal:
     """All calls of one collective on one path within a step."""
 
     name: str  # "qkv", "kv", "out", "gather", "frames"
-    path: str  # "uniform" | "variable"
+    path: str  # "uniform" | "variable" | "pushed"
     bytes: int
     calls: int
     elapsed_ms: float

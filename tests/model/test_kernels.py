@@ -87,7 +87,7 @@ def test_a_send_buffer_filled_through_its_view_is_what_pack_gives(ranks, count):
     if ranks > 1:
         group = SimpleNamespace(size=lambda: ranks, rank=lambda: 0)
         exchange = SequenceExchange(group, even_splits(6 * ranks, ranks), 8)
-    packed, views = exchange.send_buffer(tensors[0], count, shape)
+    packed, views, _ = exchange.send_buffer(tensors[0], count, shape)
     for view, x in zip(views, tensors, strict=True):
         assert view.shape == (2 * 3 * 6, ranks, 8 // ranks, 4)
         view.copy_(x.view(view.shape))
@@ -262,7 +262,7 @@ def test_keys_and_values_written_at_home_need_not_be_stored():
     )  # fmt: skip
     memory.begin_chunk(0)
     shape = (1, 1, grid.tokens, 4, 12)
-    packed, views = LocalExchange(4).send_buffer(torch.empty(0), 3, shape, memory.home(0))
+    packed, views, _ = LocalExchange(4).send_buffer(torch.empty(0), 3, shape, memory.home(0))
     for view in views:
         view.normal_()
     q, k, v = packed
