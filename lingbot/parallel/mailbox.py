@@ -8,6 +8,7 @@ its own buffers.
 
 from __future__ import annotations
 
+import os
 import socket
 from importlib.util import find_spec
 from pathlib import Path
@@ -48,6 +49,8 @@ class SharedMemory:
         """This rank's uint8 buffer and how far from it those of the ranks lie, in bytes."""
         import torch.distributed._symmetric_memory as symmetric_memory
 
+        # nothing is multicast, and hosts are known on which setting that up fails; no other switch
+        os.environ.setdefault("TORCH_SYMM_MEM_DISABLE_MULTICAST", "1")
         before = torch.cuda.memory_allocated(device)
         buffer = symmetric_memory.empty(bytes, dtype=torch.uint8, device=device).zero_()
         if torch.cuda.memory_allocated(device) - before < bytes:
