@@ -6,7 +6,7 @@ Nothing in this file loads weights or starts processes, so that every check come
 from __future__ import annotations
 
 import logging
-from collections.abc import Sized
+from collections.abc import Sequence, Sized
 from pathlib import Path
 
 import lightning as L
@@ -86,13 +86,19 @@ def check_history(module: LingBotModule, drive: Sized) -> None:
         )
 
 
-def build_trainer(cfg: DictConfig, module: LingBotModule) -> L.Trainer:
-    """The Trainer with its callbacks; several ranks drive sequence-parallel.
+def build_trainer(
+    cfg: DictConfig, module: LingBotModule, callbacks: Sequence[L.Callback] = ()
+) -> L.Trainer:
+    """The Trainer with its callbacks and these; several ranks drive sequence-parallel.
 
     Raises:
         ValueError: for ranks that the model's heads or a chunk's tokens cannot be split over.
     """
-    parts = {"callbacks": build_all(cfg.callbacks), "logger": False, "_convert_": "all"}
+    parts = {
+        "callbacks": [*build_all(cfg.callbacks), *callbacks],
+        "logger": False,
+        "_convert_": "all",
+    }
     trainer: L.Trainer = instantiate(cfg.trainer, **parts)
     if trainer.world_size > 1 and not isinstance(trainer.strategy, SequenceParallelMixin):
         if instantiate(cfg.strategy) != "auto":
@@ -103,6 +109,12 @@ def build_trainer(cfg: DictConfig, module: LingBotModule) -> L.Trainer:
         log.info("driving on %d ranks: strategy=sequence_parallel", trainer.world_size)
         trainer = instantiate(cfg.trainer, strategy=SequenceParallelStrategy(), **parts)
     if isinstance(trainer.strategy, SequenceParallelMixin):
+        if trainer.strategy.data_size > 1:
+            raise ValueError(
+                f"{trainer.strategy.data_size} groups of {trainer.strategy.sequence_size} ranks "
+                "would each drive the same world: leave strategy.sequence_size at auto, or take "
+                f"trainer.devices={trainer.strategy.sequence_size}"
+            )
         trainer.strategy.check(module.grid.tokens, module.config.num_heads)
     return trainer
 

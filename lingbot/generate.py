@@ -11,6 +11,7 @@ from typing import Any
 
 import lightning as L
 from hydra.utils import instantiate
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from omegaconf import DictConfig
 
 from lingbot.drive import (
@@ -33,6 +34,7 @@ from lingbot.launch import (
     run_folder,
 )
 from lingbot.module import LingBotModule
+from lingbot.termination import Termination, UntilTerminated
 
 
 def main() -> None:
@@ -57,6 +59,7 @@ def generate(cfg: DictConfig) -> dict[str, Any]:
 
     Raises:
         Refused: for input that cannot be driven; nothing has been loaded or started.
+        SIGTERMException: when the process was told to end; the files hold what was driven.
     """
     with refusing():
         check_loggers(cfg)
@@ -68,13 +71,16 @@ def generate(cfg: DictConfig) -> dict[str, Any]:
         module.start_world(image, prompt, cfg.seed)
         check_history(module, drive)
         folder = run_folder(cfg)
-        trainer = build_trainer(cfg, module)
+        termination = Termination()
+        trainer = build_trainer(cfg, module, [termination])
     try:
         trainer.loggers = build_loggers(cfg)
         log_configuration(cfg, trainer.loggers)
-        trainer.predict(module, drive, return_predictions=False)
+        trainer.predict(module, UntilTerminated(drive, termination), return_predictions=False)
     finally:
         finish_loggers(cfg)
+    if termination.told:
+        raise SIGTERMException
     return {
         "folder": str(folder),
         "files": written_files(folder),

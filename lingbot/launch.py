@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import signal
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -26,6 +27,7 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -53,7 +55,9 @@ def refusing() -> Iterator[None]:
         raise Refused(_one_line(error)) from error
     except InstantiationException as error:
         cause = error.__cause__
-        if isinstance(cause, REFUSALS) or "unexpected keyword argument" in str(cause):
+        # Lightning's word on a wrong number of devices is a TypeError
+        misfit = any(words in str(cause) for words in ("unexpected keyword argument", "`devices`"))
+        if isinstance(cause, REFUSALS) or misfit:
             raise Refused(_one_line(cause or error)) from error
         raise
 
@@ -61,7 +65,8 @@ def refusing() -> Iterator[None]:
 def run_command(task: Callable[[DictConfig], Any], name: str) -> None:
     """Compose `conf/NAME.yaml` with the command line and run the task.
 
-    The process ends with 0, with 2 for input that is refused, or with 1 for an error.
+    The process ends with 0, with 2 for input that is refused, with 1 for an error, and as shells
+    expect of a process that a signal ends: 130 for Ctrl-C, 143 for SIGTERM.
     """
     began = False
 
@@ -83,10 +88,19 @@ def run_command(task: Callable[[DictConfig], Any], name: str) -> None:
     try:
         hydra.main(version_base="1.3", config_path="pkg://lingbot.conf", config_name=name)(job)()
     except SystemExit as end:
-        # Hydra has said what it could not compose; that is bad input too
-        raise SystemExit(2 if end.code == 1 and not began else end.code) from end
+        raise SystemExit(_exit_code(end, began)) from end
     finally:
         GlobalHydra.instance().clear()
+
+
+def _exit_code(end: SystemExit, began: bool) -> Any:
+    if isinstance(end, SIGTERMException):
+        # a launcher kills what is left of a run when one of its ranks fails
+        return 128 + signal.SIGTERM if rank() == 0 else 0
+    if isinstance(end.__context__, KeyboardInterrupt):
+        return 128 + signal.SIGINT
+    # Hydra has said what it could not compose; that is bad input too
+    return 2 if end.code == 1 and not began else end.code
 
 
 def compose_command(name: str, overrides: Sequence[str] = ()) -> DictConfig:

@@ -48,7 +48,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Entry point; returns the exit code."""
     parser = argparse.ArgumentParser("lingbot-parity", description=__doc__)
     parser.add_argument("files", nargs="+", type=Path, metavar="FILE")
-    parser.add_argument("--ranks", type=int, default=1, help="processes, sequence-parallel")
+    parser.add_argument("--ranks", type=_ranks, default=1, help="processes, sequence-parallel")
     parser.add_argument(
         "--variable", action="store_true", help="force the variable-length exchange"
     )
@@ -76,6 +76,13 @@ def main(arguments: list[str] | None = None) -> int:
     if unusable:
         return UNUSABLE
     return EXCEEDED if any(not row.ok for rows in compared.values() for row in rows) else 0
+
+
+def _ranks(text: str) -> int:
+    """A positive number."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of processes: give 1 or more")
+    return int(text)
 
 
 def _tables(compared: dict[str, list[Comparison]]) -> Iterator[Table]:

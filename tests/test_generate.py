@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
+import time
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -90,6 +93,36 @@ def drive_path(drive: dict) -> Path:
 
 
 @pytest.mark.processes
+@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("ending", [signal.SIGTERM, signal.SIGINT])
+def test_a_drive_that_is_told_to_end_ends_with_its_files_complete(ranks, ending, tmp_path):
+    """At the end of a step, with the exit code that shells give such a process."""
+    many = ["num_steps=50000", "kv_cache=sliding", f"trainer.devices={ranks}"]
+    arguments = [COMMAND, *TINY_DRIVE, *many, f"paths.output_dir={tmp_path}"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    output = subprocess.PIPE
+    process = subprocess.Popen(
+        arguments, stdout=output, stderr=output, text=True, env=environment, start_new_session=True
+    )
+    try:
+        video = tmp_path / "drive.mp4"
+        until = time.monotonic() + 100
+        while time.monotonic() < until and not (video.is_file() and video.stat().st_size > 20_000):
+            time.sleep(0.1)
+        process.send_signal(ending)
+        told = "".join(process.communicate(timeout=60))
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode == 128 + ending, told
+    assert "Traceback" not in told
+    frames = len(read_frames(video))
+    assert 9 <= frames < 9 + 12 * 49_999
+    assert f"{frames} frames" in told
+    assert len((tmp_path / "steps.csv").read_text().splitlines()) > 1
+
+
+@pytest.mark.processes
 def test_a_sweep_drives_every_value_in_a_folder_of_its_own(tmp_path):
     arguments = ["--multirun", *TINY_DRIVE, "num_steps=1", "conditioner_cache=step,off"]
     done = run(COMMAND, *arguments, f"paths.root_dir={tmp_path}")
@@ -132,12 +165,18 @@ def test_a_misspelt_option_ends_in_exit_code_2_and_is_named(monkeypatch, capsys)
         (["scene_seed=-7"], "seed=-7"),
         (["num_steps=0"], "num_steps=0"),
         (["num_steps=500"], "choose kv_cache=sliding"),
+        (["num_steps=300000000", "kv_cache=sliding"], "100,000"),
         (["image=/nowhere.png", "prompt=dusk"], "/nowhere.png"),
         (["image=/nowhere.png"], "needs a prompt"),
         (["scene=null"], "give image=PATH"),
         (["weights=/nowhere"], "/nowhere"),
         (["prompt_events={9: night}"], "9"),
         (["trainer.devices=0"], "devices=0"),
+        (["trainer.devices=-2"], "devices"),
+        (
+            ["trainer.devices=4", "strategy=sequence_parallel", "strategy.sequence_size=2"],
+            "2 groups",
+        ),
         (["trainer.devices=3"], "1, 2, 4"),  # 4 heads
         (["trainer.devices=2", "strategy=ddp"], "strategy=sequence_parallel"),
         (["strategy=sequence_parallel", "strategy.data_size=2"], "data"),

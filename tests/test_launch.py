@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -9,6 +10,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hypothesis import given
 from hypothesis import strategies as st
 from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from omegaconf import OmegaConf
 
 from lingbot.conf import resolvers
@@ -20,6 +22,7 @@ from lingbot.launch import (
     for_hydra,
     for_rank,
     refusing,
+    run_command,
     run_folder,
 )
 from tests.commands import TINY_DRIVE, composed
@@ -54,6 +57,32 @@ def test_quoting_twice_changes_nothing_more():
 def test_null_and_other_arguments_stay_as_they_are():
     arguments = ["prompt=null", "trainer.devices=2", "kv_cache=sliding", "--help"]
     assert for_hydra(arguments) == arguments
+
+
+def ends_with(raised: BaseException, monkeypatch, rank: int = 0):
+    """The exit code of a command whose work ends so."""
+
+    def work(cfg):
+        try:
+            raise raised
+        except KeyboardInterrupt:
+            sys.exit(1)  # as Lightning does
+
+    monkeypatch.setattr(sys, "argv", ["lingbot-generate", "hydra.run.dir=.", *TINY_DRIVE])
+    monkeypatch.setenv("LOCAL_RANK", str(rank))
+    with pytest.raises(SystemExit) as end:
+        run_command(work, "generate")
+    return end.value.code
+
+
+def test_commands_end_with_the_codes_that_shells_expect(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert ends_with(KeyboardInterrupt(), monkeypatch) == 130
+    assert ends_with(SIGTERMException(), monkeypatch) == 143
+    # the launcher of a run takes another rank's code for a failure
+    assert not ends_with(SIGTERMException(), monkeypatch, rank=1)
+    assert ends_with(Refused("no"), monkeypatch) == 2
+    assert ends_with(SystemExit(7), monkeypatch) == 7
 
 
 def test_a_sweep_means_its_commas():

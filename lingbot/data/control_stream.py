@@ -22,6 +22,7 @@ from lingbot.data.drive_folder import read_drive_folder
 
 log = logging.getLogger(__name__)
 
+MOST_STEPS = 100_000  # most of a day; the controls of all of them are made at once
 History = Literal["keep", "recompute"]
 
 
@@ -137,8 +138,10 @@ def chunk_lengths(num_frames: int, frames_per_chunk: int, num_steps: int | None)
     first, later = frames_in_chunk(0, frames_per_chunk), frames_in_chunk(1, frames_per_chunk)
     if num_steps is None:
         num_steps = 1 + math.ceil(max(num_frames - first, 0) / later)
-    if num_steps < 1:
-        raise ValueError(f"num_steps={num_steps}: a drive takes at least 1 realtime step.")
+    if not 1 <= num_steps <= MOST_STEPS:
+        raise ValueError(
+            f"num_steps={num_steps}: a drive takes 1 to {MOST_STEPS:,} realtime steps."
+        )
     return [first] + [later] * (num_steps - 1)
 
 
@@ -147,9 +150,9 @@ def frames_held(num_frames: int, lengths: Sequence[int], what: str) -> list[int]
     total = sum(lengths)
     if num_frames < total:
         log.info(
-            "The drive's %d %s do not fill %d realtime steps of %d video frames: the camera is "
+            "The drive's %d %s do not fill the %d video frames of %d realtime steps: the camera is "
             "held still for the last %d.",
-            *(num_frames, what, len(lengths), total, total - num_frames),
+            *(num_frames, what, total, len(lengths), total - num_frames),
         )
     elif num_frames > total:
         log.info(

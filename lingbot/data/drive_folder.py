@@ -74,8 +74,8 @@ def read_numbers(path: Path) -> Tensor:
         array = np.load(path, allow_pickle=False)
     except (ValueError, EOFError, OSError) as error:
         raise ValueError(
-            f"{path} cannot be read as a .npy file of numbers ({error}): it should hold "
-            f"{FILES[path.name]}; write it with numpy.save."
+            f"{path} cannot be read as a .npy file of numbers: it should hold {FILES[path.name]}; "
+            "write it with numpy.save."
         ) from error
     if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiu":
         found = getattr(array, "dtype", type(array).__name__)
@@ -90,8 +90,8 @@ def read_intrinsics(path: Path, num_poses: int) -> Intrinsics:
     rows = read_numbers(path)
     if rows.ndim != 2 or rows.shape[1] != 4 or rows.shape[0] not in (1, num_poses):
         raise ValueError(
-            f"{path} has shape {list(rows.shape)}: [1, 4] or [{num_poses}, 4] is needed, namely "
-            "fx, fy, cx, cy for 832x480, once or for each pose."
+            f"{path} has shape {list(rows.shape)}: fx, fy, cx, cy for 832x480 are needed, once, "
+            f"[1, 4], or for each of the {num_poses} poses, [{num_poses}, 4]."
         )
     if not bool(torch.isfinite(rows).all()):
         raise ValueError(f"{path} holds values that are not finite: every entry must be a number.")

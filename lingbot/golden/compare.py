@@ -51,7 +51,7 @@ class GoldenFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         if not path.is_file():
-            raise UnusableFile("no such file")
+            raise UnusableFile("a folder, not a file" if path.is_dir() else "no such file")
         try:
             self._file = safe_open(path, "pt")
         except SafetensorError as error:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+from torch.distributed.tensor import DTensor
 
 from lingbot.model import CausalLingBotTransformer
 
@@ -34,3 +35,18 @@ def shard_weights(
         register_fsdp_forward_method(transformer, name)
     if any(parameter.requires_grad for parameter in text_encoder.parameters()):
         fully_shard(text_encoder, mesh=world)
+
+
+def check_sharded(module: nn.Module) -> None:
+    """Raises TypeError for trained parameters that are whole: ranks would not share gradients."""
+    whole = [
+        name
+        for name, parameter in module.named_parameters()
+        if parameter.requires_grad and not isinstance(parameter, DTensor)
+    ]
+    if whole:
+        raise TypeError(
+            f"{len(whole)} trained parameters are not sharded ({whole[0]}, ...): nothing would "
+            f"average their gradients; apply fully_shard to them in configure_model, or use "
+            f"SequenceParallelStrategy"
+        )

@@ -16,13 +16,12 @@ from typing import Any, Literal
 import torch
 import torch.distributed as dist
 from lightning.fabric.utilities.data import _auto_add_worker_init_fn
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, StrategyRegistry
 from lightning.pytorch.strategies.parallel import ParallelStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule
-from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from lingbot.model.exchange import Exchange, LocalExchange
@@ -30,6 +29,7 @@ from lingbot.parallel.communication_log import CommunicationLog
 from lingbot.parallel.exchange import SequenceExchange
 from lingbot.parallel.pushed_exchange import PushedExchange, check_choices, choose_exchange
 from lingbot.parallel.same_batch import FirstRankReads, broadcast_batch, reads_once
+from lingbot.parallel.sharding import check_sharded
 from lingbot.parallel.splits import check_heads, check_mesh, choose_path, even_splits
 
 log = logging.getLogger(__name__)
@@ -273,7 +273,7 @@ class ShardedSequenceParallelStrategy(SequenceParallelMixin, ModelParallelStrate
         """Refuse un-sharded weights, which would silently diverge, then set up."""
         assert self.lightning_module is not None
         if trainer.state.fn == TrainerFn.FITTING and self.world_size > 1:
-            _check_sharded(self.lightning_module)
+            check_sharded(self.lightning_module)
         super().setup(trainer)
 
     @contextmanager
@@ -294,20 +294,6 @@ def _own_group(ranks: list[list[int]], timeout: timedelta, backend: str) -> dist
     group, _ = dist.new_subgroups_by_enumeration(ranks, timeout=timeout, backend=backend)
     assert isinstance(group, dist.ProcessGroup)
     return group
-
-
-def _check_sharded(module: LightningModule) -> None:
-    whole = [
-        name
-        for name, parameter in module.named_parameters()
-        if parameter.requires_grad and not isinstance(parameter, DTensor)
-    ]
-    if whole:
-        raise TypeError(
-            f"{len(whole)} trained parameters are not sharded ({whole[0]}, ...): nothing would "
-            f"average their gradients; apply fully_shard to them in configure_model, or use "
-            f"SequenceParallelStrategy"
-        )
 
 
 def _buffer_sync() -> str:

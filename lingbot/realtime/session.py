@@ -14,7 +14,6 @@ behind. A CPU does one thing at a time, so there `step` returns before the conte
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from types import TracebackType
 from typing import NamedTuple
 
@@ -32,6 +31,7 @@ from lingbot.realtime.account import StepAccount, StepAccounts
 from lingbot.realtime.clock import StepClock
 from lingbot.realtime.events import StepReport
 from lingbot.realtime.outlet import FrameOutlet
+from lingbot.realtime.start import Start, next_start
 
 
 class PastChunk(NamedTuple):
@@ -78,22 +78,29 @@ class RealtimeSession:
         self._past: list[PastChunk] = []
         self._unfinished: tuple[PastChunk, StepAccount] | None = None
         self._open = False
+        self._start: Start | None = None
         self.last_chunk: PastChunk | None = None  # of the last step, to make its update elsewhere
 
     @torch.inference_mode(False)
     @torch.no_grad()
-    def reset(self, image: Tensor, prompt: str, seed: int = 0) -> None:
+    def reset(
+        self, image: Tensor | None = None, prompt: str | None = None, seed: int | None = None
+    ) -> None:
         """Starts a world over; memory is kept, its contents are not.
+
+        What is not given is as it was at the last reset.
 
         Args:
             image: first frame, uint8 [H, W, 3], of the camera's size.
             prompt: what the world is.
-            seed: of all noise in the session.
+            seed: of all noise in the session; 0 at first.
 
         Raises:
-            ValueError: for an image of another size or type.
+            ValueError: for an image of another size or type, an empty prompt, a negative seed.
+            RuntimeError: without an image or a prompt where there has been none.
         """
-        self._check_image(image)
+        size = self.camera.height, self.camera.width
+        self._start = image, prompt, seed = next_start(self._start, image, prompt, seed, size)
         self._drop_chunk()
         self.model.reset()
         self.camera.reset()
@@ -303,12 +310,4 @@ class RealtimeSession:
         if not self._open:
             raise RuntimeError(
                 "the session has no world: call reset(image, prompt, seed) before the first step"
-            )
-
-    def _check_image(self, image: Tensor) -> None:
-        size: Sequence[int] = (self.camera.height, self.camera.width, 3)
-        if image.dtype != torch.uint8 or tuple(image.shape) != tuple(size):
-            raise ValueError(
-                f"the first frame is {tuple(image.shape)} {image.dtype}; this session takes uint8 "
-                f"{tuple(size)}: read it with lingbot.data.first_frame.read_image"
             )

@@ -43,7 +43,7 @@ def test_an_unfilled_chunk_is_held_still_and_the_log_says_so_once(
     assert [controls.actions for controls in stream] == [("w",) * 8, ("w",) * 5 + ("",) * 7]
     assert [controls.held for controls in stream] == [0, 7]
     (message,) = caplog.messages
-    assert "13 actions do not fill 2 realtime steps of 20 video frames" in message
+    assert "13 actions do not fill the 20 video frames of 2 realtime steps" in message
     assert "held still for the last 7" in message
 
 
@@ -83,7 +83,7 @@ def test_a_prompt_event_outside_the_drive_is_refused(events: dict[int, str]) -> 
 
 @pytest.mark.parametrize("num_steps", [0, -2])
 def test_a_drive_of_no_steps_is_refused(num_steps: int) -> None:
-    with pytest.raises(ValueError, match="at least 1 realtime step"):
+    with pytest.raises(ValueError, match="takes 1 to 100,000 realtime steps"):
         ControlStream.from_actions("w-32", 3, num_steps=num_steps)
 
 
@@ -165,8 +165,8 @@ EYES = np.tile(np.eye(4), (21, 1, 1))
             lambda folder: (folder / "poses.npy").write_bytes(b""),
             r"poses\.npy cannot be read as a \.npy file of numbers",
         ),
-        (rewrite("intrinsics.npy", np.eye(3)), r"has shape \[3, 3\]: \[1, 4\] or \[21, 4\]"),
-        (rewrite("intrinsics.npy", np.ones((5, 4))), r"has shape \[5, 4\]: \[1, 4\] or \[21, 4\]"),
+        (rewrite("intrinsics.npy", np.eye(3)), r"shape \[3, 3\]: .* \[1, 4\], .*\[21, 4\]"),
+        (rewrite("intrinsics.npy", np.ones((5, 4))), r"shape \[5, 4\]: .* \[1, 4\], .*\[21, 4\]"),
         (rewrite("intrinsics.npy", np.full((1, 4), np.inf)), r"intrinsics\.npy holds values that"),
         (rewrite("intrinsics.npy", -np.ones((1, 4))), r"intrinsics\.npy: intrinsics \[-1\.0"),
         (

@@ -63,6 +63,14 @@ def test_files_that_cannot_be_used_exit_with_2_and_say_why(golden_dir, tmp_path,
     assert "1, 2, 4" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("ranks", ["0", "-1", "two"])
+def test_ranks_that_are_no_number_exit_with_2_for_any_file(ranks, capsys):
+    with pytest.raises(SystemExit) as end:
+        main(["--ranks", ranks, "camera_schedule.safetensors"])
+    assert end.value.code == 2
+    assert f"'{ranks}' is no number of processes" in capsys.readouterr().err
+
+
 def test_the_table_names_every_tensor(golden_dir, capsys):
     assert main([str(golden_dir / CAUSAL[1])]) == 0
     printed = capsys.readouterr().out

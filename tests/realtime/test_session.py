@@ -60,6 +60,33 @@ def test_the_first_step_gives_9_frames_and_later_ones_12():
     assert all(f.dtype == torch.uint8 for f in frames)
 
 
+def test_a_reset_alone_starts_the_same_world_over():
+    session = make_session()
+    first = drive(session, prompt="dusk", seed=5)
+    session.reset()
+    assert all(torch.equal(session.step(c), frames) for c, frames in zip(DRIVE, first, strict=True))
+    session.reset(seed=6)
+    assert not torch.equal(session.step(next(iter(DRIVE))), first[0])
+
+
+@pytest.mark.parametrize(
+    ("start", "message"),
+    [
+        ({"prompt": " "}, "prompt is empty"),
+        ({"seed": -1}, "seed=-1"),
+        ({"image": IMAGE[1:]}, "uint8"),
+    ],
+)
+def test_a_start_that_is_none_is_refused_and_the_world_goes_on(start, message):
+    session = make_session()
+    with pytest.raises(RuntimeError, match="no world yet"):
+        session.reset()
+    session.reset(IMAGE, "dusk")
+    with pytest.raises(ValueError, match=message):
+        session.reset(**start)
+    assert len(session.step(next(iter(DRIVE)))) == 9
+
+
 def test_streamed_frames_equal_a_one_shot_decode_of_all_latents():
     session = make_session()
     streamed = torch.cat(drive(session))
