@@ -88,5 +88,8 @@ class StepProgress(Callback):
 
     def _close(self) -> None:
         if self._live is not None:
+            console = self._live.console
             self._live.stop()
             self._live = None
+            if not console.is_terminal and not console.is_jupyter:
+                console.line()  # elsewhere Rich ends its last line itself

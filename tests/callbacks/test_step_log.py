@@ -98,6 +98,7 @@ def test_the_progress_line_says_pace_communication_and_cache(tmp_path):
     assert "3/3" in line
     assert "33.3 fps · 360 ms · key to frame 320 ms · communication 25.0 ms, 7% · cache" in line
     assert "24 hits, 6 misses" in line
+    assert line.endswith("misses\n")  # what comes next begins a line of its own
     assert describe(step_report(1, rank=3), 3, 4).startswith("rank 3: 25.0 fps")
     assert "communication" not in describe(step_report(1, collectives=False), 0, 1)
 
