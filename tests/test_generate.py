@@ -181,6 +181,7 @@ def test_a_misspelt_option_ends_in_exit_code_2_and_is_named(monkeypatch, capsys)
         (["trainer.devices=2", "strategy=ddp"], "strategy=sequence_parallel"),
         (["strategy=sequence_parallel", "strategy.data_size=2"], "data"),
         (["strategy=sequence_parallel", "strategy.uniform_fast_path=often"], "often"),
+        (["strategy=sequence_parallel", "strategy.push=true", "trainer.devices=2"], "push=true"),
         (["trainer.devices=16", "model.num_heads=16", "camera.height=16", "camera.width=16"], "16"),
         (["camera.height=40"], "multiples"),
         (["kv_cache.window=2"], "kv_cache.window"),

@@ -21,6 +21,10 @@ from lingbot.parallel.mailbox import Mailbox, SharedMemory, can_push
 from lingbot.parallel.splits import Splits, choose_path
 
 PATH = "pushed"
+NOT_REACHED = (
+    "push=true: the ranks of a sequence group must be GPUs of one host that reach each other's "
+    "memory, with Triton installed; leave it null to push only where they are"
+)
 
 
 @dataclass(frozen=True)
@@ -174,6 +178,12 @@ def check_choices(uniform: bool | None, push: bool | None) -> None:
         )
 
 
+def check_push(push: bool | None, on_gpus: bool) -> None:
+    """Raises ValueError where pushing is insisted on and ranks are not GPUs; before any process."""
+    if push and not on_gpus:
+        raise ValueError(NOT_REACHED)
+
+
 def choose_exchange(
     group: dist.ProcessGroup,
     splits: Splits,
@@ -194,11 +204,7 @@ def choose_exchange(
     if push is not False and choose_path(splits, True if push else uniform) == "uniform":
         if can_push(group, device):
             return PushedExchange(group, splits, num_heads, device, log, pictures, timeout_s)
-        if push:
-            raise ValueError(
-                "push=true: the ranks of a sequence group must be GPUs of one host that reach each "
-                "other's memory, with Triton installed; leave it null to push only where they are"
-            )
+        check_push(push, on_gpus=False)
     return SequenceExchange(group, splits, num_heads, log, uniform, pictures)
 
 

@@ -17,6 +17,7 @@ import torch
 import torch.distributed as dist
 from lightning.fabric.utilities.data import _auto_add_worker_init_fn
 from lightning.pytorch import Trainer
+from lightning.pytorch.accelerators import CUDAAccelerator
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, StrategyRegistry
 from lightning.pytorch.strategies.parallel import ParallelStrategy
 from lightning.pytorch.trainer.states import TrainerFn
@@ -27,7 +28,12 @@ from torch.nn.parallel import DistributedDataParallel
 from lingbot.model.exchange import Exchange, LocalExchange
 from lingbot.parallel.communication_log import CommunicationLog
 from lingbot.parallel.exchange import SequenceExchange
-from lingbot.parallel.pushed_exchange import PushedExchange, check_choices, choose_exchange
+from lingbot.parallel.pushed_exchange import (
+    PushedExchange,
+    check_choices,
+    check_push,
+    choose_exchange,
+)
 from lingbot.parallel.same_batch import FirstRankReads, broadcast_batch, reads_once
 from lingbot.parallel.sharding import check_sharded
 from lingbot.parallel.splits import check_heads, check_mesh, choose_path, even_splits
@@ -125,6 +131,8 @@ class SequenceParallelMixin(ParallelStrategy):
         Needs no processes: a Trainer that has taken the strategy is enough.
         """
         check_heads(heads, self.sequence_size)
+        if self.sequence_size > 1:
+            check_push(self.push, isinstance(self.accelerator, CUDAAccelerator))
         insisted = True if self.push else self.uniform_fast_path
         choose_path(even_splits(tokens, self.sequence_size), insisted)
 
