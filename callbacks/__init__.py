@@ -6,9 +6,17 @@ They know the module by documented members only: `session.finished_reports` and
 """
 
 from lingbot.callbacks.contact_sheet import ContactSheet
+from lingbot.callbacks.interrupt_checkpoint import InterruptCheckpoint
 from lingbot.callbacks.step_log import RealtimeStepLog
 from lingbot.callbacks.step_plot import StepPlot
 from lingbot.callbacks.step_progress import StepProgress
 from lingbot.callbacks.video_writer import VideoWriter
 
-__all__ = ["ContactSheet", "RealtimeStepLog", "StepPlot", "StepProgress", "VideoWriter"]
+__all__ = [
+    "ContactSheet",
+    "InterruptCheckpoint",
+    "RealtimeStepLog",
+    "StepPlot",
+    "StepProgress",
+    "VideoWriter",
+]

@@ -6,6 +6,8 @@ import math
 
 import pytest
 import torch
+from lightning import Callback
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from lingbot.generate import generate
 from lingbot.launch import Refused
@@ -31,6 +33,39 @@ def test_a_trained_world_is_measured_saved_resumed_and_driven(tmp_path):
     made = [f"weights='{folder}/world'", "codec=world", "codec.dtype=float32", "num_steps=1"]
     tiny = [o for o in TINY_DRIVE if not o.startswith(("codec", "weights"))]
     assert generate(composed("generate", [*tiny, *made], tmp_path))["frames"] == 9
+
+
+class Stop(Callback):
+    """Ends a fit as a signal would, after its second step."""
+
+    def __init__(self, error: str) -> None:
+        self.error = {
+            "Ctrl-C": KeyboardInterrupt,
+            "SIGTERM": SIGTERMException,
+            "bug": RuntimeError,
+        }[error]
+
+    def on_train_batch_end(self, trainer, *_) -> None:
+        if trainer.global_step == 2:
+            raise self.error
+
+
+@pytest.mark.parametrize("error", ["Ctrl-C", "SIGTERM", "bug"])
+def test_an_interrupted_training_goes_on_where_it_was(tmp_path, error):
+    longer = ["trainer.max_steps=3", "trainer.val_check_interval=3", "callbacks.contact_sheet=null"]
+    stop = [f"+callbacks.stop={{_target_: tests.test_train.Stop, error: {error}}}"]
+    cfg = composed("train", [*TINY_TRAINING, *longer, *stop], tmp_path)
+    with pytest.raises((SystemExit, RuntimeError)):
+        train(cfg)
+    (folder,) = (tmp_path / "train").iterdir()
+    last = folder / "checkpoints" / "last.ckpt"
+    assert last.is_file() is (error != "bug")
+    if last.is_file():
+        assert torch.load(last, weights_only=False)["global_step"] == 2
+        onward = [f"ckpt_path='{last}'", "export_dir=null"]
+        assert math.isfinite(
+            train(composed("train", [*TINY_TRAINING, *longer, *onward], tmp_path))["train/loss"]
+        )
 
 
 def test_a_trained_codec_is_saved(tmp_path):
