@@ -9,8 +9,8 @@ from torch import Tensor
 
 from lingbot.model import TransformerConfig
 from lingbot.model.kernels import Kernels
+from lingbot.parallel.choice import choose_exchange
 from lingbot.parallel.communication_log import Collective, CommunicationLog
-from lingbot.parallel.pushed_exchange import choose_exchange
 from lingbot.parallel.splits import even_splits
 from tests.distributed import run_ranks
 from tests.model.worlds import HEIGHT, WIDTH

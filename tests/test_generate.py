@@ -180,6 +180,8 @@ def test_a_misspelt_option_ends_in_exit_code_2_and_is_named(monkeypatch, capsys)
         (["trainer.devices=3"], "1, 2, 4"),  # 4 heads
         (["trainer.devices=2", "strategy=ddp"], "strategy=sequence_parallel"),
         (["strategy=sequence_parallel", "strategy.data_size=2"], "data"),
+        (["trainer.devices=2", "strategy.uniform_fast_path=false"], "choose that too"),
+        (["strategy.sequence_size=2"], "strategy=sequence_parallel"),
         (["strategy=sequence_parallel", "strategy.uniform_fast_path=often"], "often"),
         (["strategy=sequence_parallel", "strategy.push=true", "trainer.devices=2"], "push=true"),
         (["trainer.devices=16", "model.num_heads=16", "camera.height=16", "camera.width=16"], "16"),

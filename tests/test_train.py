@@ -64,7 +64,9 @@ def test_an_interrupted_training_goes_on_where_it_was(tmp_path, error):
         assert torch.load(last, weights_only=False)["global_step"] == 2
         onward = [f"ckpt_path='{last}'", "export_dir=null"]
         assert math.isfinite(
-            train(composed("train", [*TINY_TRAINING, *longer, *onward], tmp_path))["train/loss"]
+            train(composed("train", [*TINY_TRAINING, *longer, *onward], tmp_path / "on"))[
+                "train/loss"
+            ]
         )
 
 

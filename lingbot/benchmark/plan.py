@@ -14,8 +14,8 @@ from lingbot.benchmark.inputs import random_controls
 from lingbot.benchmark.settings import Setting
 from lingbot.model import KVCacheConfig
 from lingbot.module import LingBotModule
-from lingbot.parallel.pushed_exchange import check_push
-from lingbot.parallel.splits import check_heads, choose_path, even_splits
+from lingbot.parallel.choice import check_exchange
+from lingbot.parallel.splits import even_splits
 from lingbot.parallel.strategy import SequenceParallelStrategy
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -121,10 +121,10 @@ def check_setting(setting: Setting, plan: Plan) -> Setting:
     module.camera.chunk(next(random_controls(module.grid.frames, plan.seed)))
     strategy = build_strategy(setting)
     for ranks in plan.ranks:
-        if ranks > 1:
-            check_push(strategy.push, plan.device == "cuda")
-        check_heads(module.config.num_heads, ranks)
-        choose_path(even_splits(module.grid.tokens, ranks), strategy.uniform_fast_path)
+        check_exchange(
+            even_splits(module.grid.tokens, ranks), module.config.num_heads,
+            strategy.uniform_fast_path, strategy.push, plan.device == "cuda",
+        )  # fmt: skip
     return setting
 
 

@@ -17,14 +17,10 @@ from torch import Tensor
 from lingbot.model.exchange import Memory, SendBuffer
 from lingbot.parallel.communication_log import CommunicationLog, PendingCollective
 from lingbot.parallel.exchange import SequenceExchange
-from lingbot.parallel.mailbox import Mailbox, SharedMemory, can_push
-from lingbot.parallel.splits import Splits, choose_path
+from lingbot.parallel.mailbox import Mailbox, SharedMemory
+from lingbot.parallel.splits import Splits
 
 PATH = "pushed"
-NOT_REACHED = (
-    "push=true: the ranks of a sequence group must be GPUs of one host that reach each other's "
-    "memory, with Triton installed; leave it null to push only where they are"
-)
 
 
 @dataclass(frozen=True)
@@ -164,48 +160,6 @@ class PushedExchange(SequenceExchange):
         others = self.num_heads - self.local_heads
         sent = count * local * others * width * x.element_size()
         return self.log.begin(_name(count), PATH, sent, self._device)
-
-
-def check_choices(uniform: bool | None, push: bool | None) -> None:
-    """Raises ValueError for choices that `choose_exchange` does not know, or that contradict."""
-    for name, choice in (("uniform_fast_path", uniform), ("push", push)):
-        if choice not in (None, True, False):
-            raise ValueError(f"{name}={choice!r}: give true, false or null")
-    if push and uniform is False:
-        raise ValueError(
-            "push=true with uniform_fast_path=false: only equal splits are pushed; leave one of "
-            "them null"
-        )
-
-
-def check_push(push: bool | None, on_gpus: bool) -> None:
-    """Raises ValueError where pushing is insisted on and ranks are not GPUs; before any process."""
-    if push and not on_gpus:
-        raise ValueError(NOT_REACHED)
-
-
-def choose_exchange(
-    group: dist.ProcessGroup,
-    splits: Splits,
-    num_heads: int,
-    device: torch.device,
-    *,
-    log: CommunicationLog,
-    uniform: bool | None,
-    push: bool | None,
-    pictures: dist.ProcessGroup | None,
-    timeout_s: float,
-) -> SequenceExchange:
-    """The fastest exchange that splits and machine allow, or the one that is asked for.
-
-    Raises:
-        ValueError: what is asked for cannot be had.
-    """
-    if push is not False and choose_path(splits, True if push else uniform) == "uniform":
-        if can_push(group, device):
-            return PushedExchange(group, splits, num_heads, device, log, pictures, timeout_s)
-        check_push(push, on_gpus=False)
-    return SequenceExchange(group, splits, num_heads, log, uniform, pictures)
 
 
 def _name(count: int) -> str:

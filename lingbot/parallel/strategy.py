@@ -26,17 +26,13 @@ from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 
 from lingbot.model.exchange import Exchange, LocalExchange
+from lingbot.parallel.choice import check_choices, check_exchange, choose_exchange
 from lingbot.parallel.communication_log import CommunicationLog
 from lingbot.parallel.exchange import SequenceExchange
-from lingbot.parallel.pushed_exchange import (
-    PushedExchange,
-    check_choices,
-    check_push,
-    choose_exchange,
-)
+from lingbot.parallel.pushed_exchange import PushedExchange
 from lingbot.parallel.same_batch import FirstRankReads, broadcast_batch, reads_once
 from lingbot.parallel.sharding import check_sharded
-from lingbot.parallel.splits import check_heads, check_mesh, choose_path, even_splits
+from lingbot.parallel.splits import check_mesh, even_splits
 
 log = logging.getLogger(__name__)
 
@@ -130,11 +126,9 @@ class SequenceParallelMixin(ParallelStrategy):
 
         Needs no processes: a Trainer that has taken the strategy is enough.
         """
-        check_heads(heads, self.sequence_size)
-        if self.sequence_size > 1:
-            check_push(self.push, isinstance(self.accelerator, CUDAAccelerator))
-        insisted = True if self.push else self.uniform_fast_path
-        choose_path(even_splits(tokens, self.sequence_size), insisted)
+        splits = even_splits(tokens, self.sequence_size)
+        on_gpus = isinstance(self.accelerator, CUDAAccelerator)
+        check_exchange(splits, heads, self.uniform_fast_path, self.push, on_gpus)
 
     def exchange(self, tokens: int, heads: int) -> Exchange:
         """The exchange for chunks of `tokens` and a model of `heads`; the identity on one rank.

@@ -86,6 +86,7 @@ def test_strategies_are_compared_on_two_ranks_unless_ranks_says_otherwise():
         (["strategy.sequence_size=2"], "give ranks="),
         (["strategy.uniform_fast_path=true", "camera.height=48", "ranks=4"], "equal splits"),
         (["compare=strategy.push:[true,false]"], "push=true"),
+        (["strategy.push=true", "camera.height=48", "ranks=4"], "equal splits"),
         (["camera.translation_scale=offline"], "translation_scale"),
         (["weights=nowhere"], "nowhere"),
     ],

@@ -14,10 +14,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from lingbot.parallel.choice import choose_exchange
 from lingbot.parallel.communication_log import CommunicationLog
 from lingbot.parallel.exchange import SequenceExchange
 from lingbot.parallel.mailbox import UNIT, Mailbox, SharedMemory, can_push
-from lingbot.parallel.pushed_exchange import PushedExchange, choose_exchange
+from lingbot.parallel.pushed_exchange import PushedExchange
 from lingbot.parallel.splits import even_splits
 from lingbot.parallel.strategy import SequenceParallelStrategy
 from tests.distributed import run_ranks
