@@ -122,8 +122,8 @@ class Mailbox(SharedMemory):
         rows = rows.flatten(0, 1).flatten(1)
         width = rows.shape[1]
         push_rows[(len(rows),)](
-            rows, inbox, self.peers(rows.dtype), len(rows) // self.ranks, width, inbox.stride(0),
-            start, UNIT, 1 << (width - 1).bit_length(), num_warps=4,
+            rows, inbox, self.peers(rows.dtype), self.ranks, len(rows) // self.ranks, width,
+            inbox.stride(0), start, UNIT, 1 << (width - 1).bit_length(), num_warps=8,
         )  # fmt: skip
 
 

@@ -10,15 +10,17 @@ import triton.language as tl
 
 @triton.jit
 def push_rows(
-    rows, inbox, peers, count, width, stride, start, UNIT: tl.constexpr, W: tl.constexpr
+    rows, inbox, peers, ranks, count, width, stride, start, UNIT: tl.constexpr, W: tl.constexpr
 ):  # fmt: skip
     """Row r * count + i of `rows`, each `width` wide, to rank r: its inbox + start + i * stride.
 
-    `peers` [ranks] is how far the ranks' inboxes lie from this one's, in UNIT elements.
+    `peers` [ranks] is how far the ranks' inboxes lie from this one's, in UNIT elements. Programs
+    side by side write to different ranks: no link waits while another is at work.
     """
-    row = tl.program_id(0).to(tl.int64)
+    program = tl.program_id(0)
+    rank, row = program % ranks, (program // ranks).to(tl.int64)
     column = tl.arange(0, W)
     real = column < width
-    value = tl.load(rows + row * width + column, mask=real)
-    place = tl.load(peers + row // count) * UNIT + start + (row % count) * stride
+    value = tl.load(rows + (rank * count + row) * width + column, mask=real)
+    place = tl.load(peers + rank) * UNIT + start + row * stride
     tl.store(inbox + place + column, value, mask=real)
