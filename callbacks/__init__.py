@@ -10,6 +10,7 @@ from lingbot.callbacks.interrupt_checkpoint import InterruptCheckpoint
 from lingbot.callbacks.step_log import RealtimeStepLog
 from lingbot.callbacks.step_plot import StepPlot
 from lingbot.callbacks.step_progress import StepProgress
+from lingbot.callbacks.training_speed import TrainingSpeed
 from lingbot.callbacks.video_writer import VideoWriter
 
 __all__ = [
@@ -18,5 +19,6 @@ __all__ = [
     "RealtimeStepLog",
     "StepPlot",
     "StepProgress",
+    "TrainingSpeed",
     "VideoWriter",
 ]

@@ -33,6 +33,7 @@ from lingbot.model import (
 )
 from lingbot.model.checkpoint import load_weights
 from lingbot.model.kernels import Kernels
+from lingbot.model.recompute import check_recompute
 from lingbot.parallel.communication_log import CommunicationLog
 from lingbot.parallel.sharding import shard_weights
 from lingbot.parallel.strategy import SequenceParallelMixin, ShardedSequenceParallelStrategy
@@ -65,6 +66,8 @@ class LingBotModule(L.LightningModule):
         kv_cache: window and sink, for driving and for training clips alike.
         conditioner_cache: policy `step`, `denoise` or `off`.
         kernels: how the arithmetic is carried out.
+        recompute: what training makes anew in the backward pass, `nothing`, `blocks` or
+            `all_but_attention`, see `lingbot.model.recompute`.
         objective: training objective; not needed for driving.
         optimizer: parameters -> optimizer; not needed for driving.
         scheduler: optimizer -> learning-rate scheduler, stepped every training step.
@@ -88,6 +91,7 @@ class LingBotModule(L.LightningModule):
         kv_cache: KVCacheConfig,
         conditioner_cache: str = "step",
         kernels: Kernels = REFERENCE,
+        recompute: str = "nothing",
         objective: FlowMatching | None = None,
         optimizer: Callable[[Iterable[nn.Parameter]], Optimizer] | None = None,
         scheduler: Callable[[Optimizer], Any] | None = None,
@@ -109,7 +113,7 @@ class LingBotModule(L.LightningModule):
             )
         self.config, self.sampler, self.objective = model, sampler, objective
         self.kv_cache, self.conditioner_cache = kv_cache, conditioner_cache
-        self.kernels = kernels
+        self.kernels, self.recompute = kernels, check_recompute(recompute)
         self.grid: Grid = model.grid(
             self.camera.frames_per_chunk, self.camera.height // 8, self.camera.width // 8
         )
@@ -129,6 +133,7 @@ class LingBotModule(L.LightningModule):
         if self.transformer is not None:
             return
         self.transformer = CausalLingBotTransformer(self.config)
+        self.transformer.recompute = self.recompute
         self.text_encoder = self._make_text_encoder()
         self.codec = self._make_codec().requires_grad_(False).eval()
         if self.weights is not None:
@@ -137,7 +142,11 @@ class LingBotModule(L.LightningModule):
             self._initialise(self.transformer)
         if isinstance(self._trainer and self._trainer.strategy, ShardedSequenceParallelStrategy):
             assert self.device_mesh is not None
-            shard_weights(self.transformer, self.text_encoder, self.device_mesh)
+            mixed = self.trainer.precision == "bf16-mixed"
+            shard_weights(
+                self.transformer, self.text_encoder, self.device_mesh,
+                torch.bfloat16 if mixed else None,
+            )  # fmt: skip
 
     def exchange(self) -> Exchange:
         """How tokens and heads of one chunk meet: the strategy's, or the identity."""

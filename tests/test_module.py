@@ -4,12 +4,14 @@ import lightning as L
 import pytest
 import torch
 from torch.distributed.tensor import DTensor
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader
 
 from lingbot.camera.controls import CameraControl
 from lingbot.data.control_stream import ControlStream
 from lingbot.diffusion import FewStepSampler, FlowMatching, FlowSchedule
 from lingbot.model import KVCacheConfig, TransformerConfig
+from lingbot.model.kernels import Kernels
 from lingbot.module import LingBotModule
 from lingbot.parallel.strategy import (
     SequenceParallelStrategy,
@@ -165,16 +167,22 @@ class OneBatch(torch.utils.data.Dataset):
         return training_batch()
 
 
-def fit(**options) -> tuple[float, dict[str, torch.Tensor]]:
-    module, gradients = make_module(build=False), Gradients()  # the Trainer builds, and shards
+def fit(changes: dict | None = None, **options) -> tuple[float, dict[str, torch.Tensor]]:
+    module = make_module(build=False, **changes or {})  # the Trainer builds, and shards
+    gradients = Gradients()
     trainer = quiet_trainer(max_steps=1, callbacks=[gradients], limit_val_batches=0, **options)
     trainer.fit(module, DataLoader(OneBatch(), batch_size=None))
     return gradients.loss, gradients.found
 
 
-def fit_on_a_rank(rank: int, ranks: int, uniform: bool | None, sharded: bool):
+def fit_on_a_rank(rank: int, ranks: int, uniform: bool | None, sharded: bool, **options):
     kind = ShardedSequenceParallelStrategy if sharded else SequenceParallelStrategy
-    return fit(strategy=kind(uniform_fast_path=uniform), devices=ranks)
+    return fit(strategy=kind(uniform_fast_path=uniform), devices=ranks, **options)
+
+
+def fit_sharded(rank: int, precision: str):
+    changes = {"recompute": "all_but_attention", "kernels": Kernels("compiled", parts="compiled")}
+    return fit_on_a_rank(rank, 2, None, sharded=True, changes=changes, precision=precision)
 
 
 @pytest.mark.processes
@@ -190,6 +198,57 @@ def test_loss_and_gradients_of_training_equal_those_of_one_rank(ranks, uniform, 
         assert other.keys() == gradients.keys()
         for name, gradient in gradients.items():
             assert torch.allclose(other[name], gradient, atol=1e-6, rtol=1e-3), name
+
+
+@pytest.mark.processes
+def test_sharded_weights_train_alike_compiled_recomputed_and_gathered_in_bfloat16():
+    loss, gradients = fit()
+    for other_loss, other in run_ranks(fit_sharded, 2, "32-true", timeout=120):
+        assert other_loss == pytest.approx(loss, rel=1e-5)
+        for name, gradient in gradients.items():
+            assert torch.allclose(other[name], gradient, atol=1e-6, rtol=1e-3), name
+    for other_loss, other in run_ranks(fit_sharded, 2, "bf16-mixed", timeout=120):
+        assert other_loss == pytest.approx(loss, rel=0.02)
+        assert {gradient.dtype for gradient in other.values()} == {torch.float32}
+        apart = sum((other[n] - g).square().sum() for n, g in gradients.items())
+        assert apart.sqrt() < 0.05 * sum(g.square().sum() for g in gradients.values()).sqrt()
+
+
+class Attentions(TorchDispatchMode):
+    """Counts attention going forward."""
+
+    calls = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = str(func)
+        self.calls += "scaled_dot_product" in name and "backward" not in name
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(("what", "again"), [("blocks", 2), ("all_but_attention", 1)])
+@pytest.mark.parametrize("parts", ["eager", "compiled"])
+def test_what_is_recomputed_gives_the_same_gradients(what, again, parts):
+    found = {}
+    for recompute in ("nothing", what):
+        module = make_module(recompute=recompute, kernels=Kernels(parts, parts=parts))
+        module.kernels.prepare(module.transformer)
+        losses = module._losses(training_batch(), torch.Generator().manual_seed(0))
+        losses["loss"].backward()
+        parameters = module.transformer.named_parameters()
+        found[recompute] = {n: p.grad for n, p in parameters if p.grad is not None}
+    for name, gradient in found["nothing"].items():
+        assert torch.equal(gradient, found[what][name]), name
+    with Attentions() as attentions:
+        losses = module._losses(training_batch(), torch.Generator().manual_seed(0))
+        once = attentions.calls
+        losses["loss"].backward()
+    assert once == 2 * 5  # blocks; two clean chunks, two noisy ones, and the prompt
+    assert attentions.calls == again * once
+
+
+def test_an_unknown_thing_to_recompute_is_refused():
+    with pytest.raises(ValueError, match=r"recompute='some' is not known: .*'blocks'"):
+        make_module(build=False, recompute="some")
 
 
 def test_driving_without_a_world_says_to_start_one():

@@ -1,4 +1,4 @@
-"""Floating-point operations of a realtime step, exactly, from the sizes; a multiply-add is two.
+"""Floating-point operations of realtime and training steps, from the sizes; a multiply-add is two.
 
 Matmuls and attention of the transformer, of all ranks together; norms, rotations and whatever is
 done once a session (prompt, time embeddings) are left out. The tests hold the count against
@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from math import prod
 
-from lingbot.model import Grid, TransformerConfig
+from lingbot.model import Grid, KVCacheConfig, TransformerConfig
+from lingbot.model.kv_cache import visible_frames
 
 # dense matrix FLOP/s of bfloat16 and float16, from the makers' data sheets; the first name counts
 PEAKS = (
@@ -93,3 +94,30 @@ class StepFlops:
 
     def _linear(self, inputs: int, outputs: int) -> int:
         return 2 * self.tokens * inputs * outputs
+
+
+class ClipFlops:
+    """Counts for training clips, laid out as in `lingbot.model.teacher_forcing`.
+
+    Args:
+        config: sizes of the transformer.
+        grid: token grid of a chunk.
+        cache: what of a clip's history a chunk sees.
+    """
+
+    def __init__(self, config: TransformerConfig, grid: Grid, cache: KVCacheConfig) -> None:
+        self.config, self.grid, self.cache = config, grid, cache
+
+    def forward(self, frames: int) -> int:
+        """A pass over a clip of so many latent frames: its chunks clean, and noised."""
+        total, of_chunk = 0, self.grid.frames
+        for first in range(0, frames, of_chunk):
+            seen = len(visible_frames(first, of_chunk, self.cache)) * self.grid.tokens_per_frame
+            chunk = StepFlops(self.config, self.grid, seen)
+            camera = chunk.camera + self.config.num_layers * chunk.conditioner
+            total += 2 * chunk.denoise_pass + camera  # both see as much, and share their rays
+        return total
+
+    def training(self, frames: int) -> int:
+        """With its backward pass, which takes twice as many; what is recomputed does not count."""
+        return 3 * self.forward(frames)

@@ -48,7 +48,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     q, k, v = (x.to(q.dtype).transpose(1, 2) for x in (q, k, v))
     if q.device.type == "cpu" and q.dtype == torch.bfloat16:
         y = attend_by_matmul(q, k, v)
-    elif q.device.type == "cuda" and q.dtype != torch.float32 and not torch.is_grad_enabled():
+    elif q.device.type == "cuda" and q.dtype != torch.float32:
         with sdpa_kernel(FASTEST, set_priority=True):
             y = F.scaled_dot_product_attention(q, k, v)
     else:

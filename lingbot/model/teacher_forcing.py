@@ -35,13 +35,18 @@ class TeacherForcing:
                 f"{q.shape[1]} chunks where a clip of {self.chunks} clean and as many noisy ones "
                 "was announced"
             )
-        clean_k, clean_v = (x[:, : self.chunks].flatten(1, 2) for x in (k, v))
+        queries = q.unbind(1)  # taken apart at once: gradients come together in one tensor
+        halves = [x.split(self.chunks, dim=1) for x in (k, v)]
+        clean_k, clean_v = (clean.flatten(1, 2) for clean, _ in halves)
+        noisy_k, noisy_v = (noisy.unbind(1) for _, noisy in halves)
         attended = []
-        for chunk in range(2 * self.chunks):
-            past_k, past_v = (self._past(chunk % self.chunks, x) for x in (clean_k, clean_v))
-            keys = torch.cat([*past_k, k[:, chunk]], dim=1)
-            values = torch.cat([*past_v, v[:, chunk]], dim=1)
-            attended.append(attend(q[:, chunk], keys, values))
+        for chunk, query in enumerate(queries[: self.chunks]):
+            keys, values = (_joined(self._seen(chunk, x)) for x in (clean_k, clean_v))
+            attended.append(attend(query, keys, values))
+        for chunk, query in enumerate(queries[self.chunks :]):
+            past_k, past_v = (self._seen(chunk, x, past=True) for x in (clean_k, clean_v))
+            keys = _joined([*past_k, noisy_k[chunk]])
+            attended.append(attend(query, keys, _joined([*past_v, noisy_v[chunk]])))
         return torch.stack(attended, dim=1)
 
     def store(self, layer: int, k: Tensor, v: Tensor) -> None:
@@ -50,11 +55,15 @@ class TeacherForcing:
     def home(self, layer: int) -> None:
         return None  # every chunk of a clip is attended to where it is
 
-    def _past(self, chunk: int, x: Tensor) -> list[Tensor]:
-        """Runs of clean frames before `chunk` that it sees, from x [B, n * S, h, D]."""
+    def _seen(self, chunk: int, x: Tensor, past: bool = False) -> list[Tensor]:
+        """Runs of clean frames that `chunk` sees, or of those before it: views of x [B, n S, h, D].
+
+        For most chunks it is one run, and nothing is copied.
+        """
         first = chunk * self.frames_per_chunk
         tokens = x.shape[1] // (self.chunks * self.frames_per_chunk)
-        seen = [i for i in visible_frames(first, self.frames_per_chunk, self.config) if i < first]
+        seen = visible_frames(first, self.frames_per_chunk, self.config)
+        seen = [i for i in seen if i < first] if past else seen
         runs: list[list[int]] = []
         for frame in seen:
             if runs and frame == runs[-1][-1] + 1:
@@ -62,3 +71,7 @@ class TeacherForcing:
             else:
                 runs.append([frame])
         return [x[:, run[0] * tokens : (run[-1] + 1) * tokens] for run in runs]
+
+
+def _joined(runs: list[Tensor]) -> Tensor:
+    return runs[0] if len(runs) == 1 else torch.cat(runs, dim=1)

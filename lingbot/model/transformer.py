@@ -21,6 +21,7 @@ from lingbot.model.block import Block, modulated_norm
 from lingbot.model.camera_conditioner import ConditionerCache
 from lingbot.model.exchange import Exchange
 from lingbot.model.fp8 import FP8
+from lingbot.model.recompute import run_block
 from lingbot.model.rope import Grid, RopeTables
 from lingbot.model.time_embedding import TimeEmbedding, sinusoid
 
@@ -134,6 +135,7 @@ class CausalLingBotTransformer(nn.Module):
         self.rope = RopeTables(c.head_dim)
         self.fp8_attention = False  # see `lingbot.model.fp8_attention`
         self.kernels: object | None = None  # what `lingbot.model.kernels` has prepared it for
+        self.recompute = "nothing"  # in training, see `lingbot.model.recompute`
 
     @property
     def dtype(self) -> torch.dtype:
@@ -215,8 +217,8 @@ class CausalLingBotTransformer(nn.Module):
         """
         x, rope = self._enter(latents, first_frames, exchange)
         for block, text_kv in zip(self.blocks, text, strict=True):
-            x = block(
-                x, time.six, rays, text_kv, rope,
+            x = run_block(
+                self.recompute, block, x, time.six, rays, text_kv, rope,
                 memory=memory, conditioner=conditioner, exchange=exchange,
             )  # fmt: skip
         y = exchange.gather(self.head(x, time.e))  # [B, C, S, patch * channels]

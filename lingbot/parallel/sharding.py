@@ -6,9 +6,14 @@ by a few other methods too, which are registered so that the weights are there a
 
 from __future__ import annotations
 
+import torch
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+from torch.distributed.fsdp import (
+    MixedPrecisionPolicy,
+    fully_shard,
+    register_fsdp_forward_method,
+)
 from torch.distributed.tensor import DTensor
 
 from lingbot.model import CausalLingBotTransformer
@@ -18,23 +23,31 @@ BLOCK_ENTRIES = ("text_kv", "store_only")
 
 
 def shard_weights(
-    transformer: CausalLingBotTransformer, text_encoder: nn.Module, mesh: DeviceMesh
+    transformer: CausalLingBotTransformer,
+    text_encoder: nn.Module,
+    mesh: DeviceMesh,
+    dtype: torch.dtype | None = None,
 ) -> None:
     """Shards transformer and trained text encoder in place.
 
     Args:
         mesh: (data, sequence); weights are sharded over both.
+        dtype: what weights are gathered and computed with; their shards, gradients summed over the
+            ranks and the residual stream keep their own. None is their own.
     """
     world = mesh["data", "sequence"]._flatten("world")
+    policy = MixedPrecisionPolicy(
+        param_dtype=dtype, reduce_dtype=torch.float32 if dtype else None, cast_forward_inputs=False
+    )
     for block in transformer.blocks:
-        fully_shard(block, mesh=world)
+        fully_shard(block, mesh=world, mp_policy=policy)
         for name in BLOCK_ENTRIES:
             register_fsdp_forward_method(block, name)
-    fully_shard(transformer, mesh=world)
+    fully_shard(transformer, mesh=world, mp_policy=policy)
     for name in TRANSFORMER_ENTRIES:
         register_fsdp_forward_method(transformer, name)
     if any(parameter.requires_grad for parameter in text_encoder.parameters()):
-        fully_shard(text_encoder, mesh=world)
+        fully_shard(text_encoder, mesh=world, mp_policy=policy)
 
 
 def check_sharded(module: nn.Module) -> None:

@@ -2,8 +2,10 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from lingbot.benchmark.flops import StepFlops, peak_flops
-from lingbot.model import KVCacheConfig
+from lingbot.benchmark.flops import ClipFlops, StepFlops, peak_flops
+from lingbot.diffusion import FlowSchedule
+from lingbot.diffusion.flow_matching import ClipPass
+from lingbot.model import KVCacheConfig, LocalExchange, TeacherForcing
 from tests.model.worlds import HEIGHT, SMALL, WIDTH, cached, chunk_inputs, small_transformer
 
 GRID = SMALL.grid(3, HEIGHT // 8, WIDTH // 8)
@@ -39,6 +41,25 @@ def test_a_step_is_its_passes_context_update_camera_and_conditioners():
     parts = 4 * flops.denoise_pass + flops.context_update + flops.camera
     assert once == parts + 3 * flops.conditioner
     assert flops.step(4, 5 * 3 - 1) - once == 11 * flops.conditioner
+
+
+@torch.no_grad()
+def test_the_count_of_a_clip_is_that_of_the_operators():
+    transformer, frames = small_transformer().bfloat16(), 9
+    parts = [chunk_inputs(SMALL, 1) for _ in range(3)]
+    latents, condition, controls = (torch.cat(given, dim=2) for given in zip(*parts, strict=True))
+    exchange = LocalExchange(SMALL.num_heads)
+    text = transformer.embed_text(torch.randn(1, 4, SMALL.text_dim))
+    work = ClipPass(
+        transformer, FlowSchedule(5.0), TeacherForcing(CACHE, 3, 3), condition,
+        transformer.embed_controls(controls, exchange, 3), text, exchange,
+    )  # fmt: skip
+    once = counted(lambda: transformer.embed_controls(controls, exchange, 3))
+    once += counted(lambda: work(latents, latents, torch.tensor([[0, 1, 2]])))
+    once -= counted(lambda: transformer.embed_time(torch.zeros(1, 6)))
+    flops = ClipFlops(SMALL, GRID, CACHE)
+    assert flops.forward(frames) == once
+    assert flops.training(frames) == 3 * once
 
 
 @pytest.mark.parametrize(

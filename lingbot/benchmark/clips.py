@@ -1,0 +1,84 @@
+"""Training clips of noise: what a training step costs at any size, without a dataset."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import lightning as L
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from lingbot.benchmark.inputs import HELD
+from lingbot.camera.actions import action_poses
+from lingbot.data.blockworld_clips import collate_clips
+
+CHANNELS, STRIDE = 16, 8  # of every codec's latents
+
+
+class RandomClips(Dataset[dict[str, Any]]):
+    """Clips as `lingbot.data.blockworld_latents` describes them, of normal random numbers.
+
+    Args:
+        length: clips there are.
+        latent_frames: of a clip.
+        height, width: pixels, multiples of 8.
+    """
+
+    def __init__(self, length: int, latent_frames: int, height: int, width: int) -> None:
+        self.length = length
+        self.shape = CHANNELS, latent_frames, height // STRIDE, width // STRIDE
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        generator, draw = torch.Generator().manual_seed(index), random.Random(index)
+        latents = torch.randn(self.shape, generator=generator)
+        actions = tuple(draw.choice(HELD) for _ in range(4 * (self.shape[1] - 1)))
+        return {
+            "latents": latents,
+            "image_latent": latents[:, :1],
+            "poses": action_poses(actions),
+            "actions": actions,
+            "prompt": "noon, grass",
+            "seed": index,
+        }
+
+
+class RandomClipsDataModule(L.LightningDataModule):
+    """Batches of them, to train on; there is nothing to validate.
+
+    Args:
+        latent_frames: of a clip.
+        height, width: pixels, multiples of 8.
+        batch_size: clips a batch.
+        length: clips there are.
+
+    Raises:
+        ValueError: sizes below one, sides that are no multiples of 8.
+    """
+
+    def __init__(
+        self,
+        latent_frames: int,
+        height: int,
+        width: int,
+        batch_size: int = 1,
+        length: int = 100_000,
+    ) -> None:
+        super().__init__()
+        for name, value in (
+            ("latent_frames", latent_frames), ("batch_size", batch_size), ("length", length)
+        ):  # fmt: skip
+            if value < 1:
+                raise ValueError(f"data.{name}={value}: give a positive number")
+        if height % STRIDE or width % STRIDE:
+            raise ValueError(f"clips of {height}x{width}: both must be multiples of {STRIDE}")
+        self.dataset = RandomClips(length, latent_frames, height, width)
+        self.batch_size = batch_size
+
+    def train_dataloader(self) -> DataLoader[dict[str, Any]]:
+        return DataLoader(
+            self.dataset, self.batch_size, shuffle=True, drop_last=True, collate_fn=collate_clips
+        )
