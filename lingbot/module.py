@@ -336,5 +336,7 @@ class LingBotModule(L.LightningModule):
         return torch.Generator().manual_seed(hash(key) & 0x7FFF_FFFF_FFFF_FFFF)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if isinstance(self._trainer and self._trainer.strategy, ShardedSequenceParallelStrategy):
+            return  # which resumes from nothing less than all that the module holds
         state = checkpoint["state_dict"]
         checkpoint["state_dict"] = {k: v for k, v in state.items() if not k.startswith(FROZEN)}

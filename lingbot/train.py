@@ -58,7 +58,6 @@ def train(cfg: DictConfig) -> dict[str, float]:
             cfg.trainer, callbacks=callbacks, logger=False, _convert_="all"
         )
         check_ranks(trainer, module)
-        check_export(trainer, cfg.export_dir)
     try:
         trainer.loggers = build_loggers(cfg)
         log_configuration(cfg, trainer.loggers)
@@ -66,7 +65,8 @@ def train(cfg: DictConfig) -> dict[str, float]:
     finally:
         finish_loggers(cfg)
     wanted = cfg.export_dir is not None and not cfg.trainer.get("fast_dev_run")
-    if wanted and isinstance(module, LingBotModule) and trainer.is_global_zero:
+    sharded = isinstance(trainer.strategy, ShardedSequenceParallelStrategy)
+    if wanted and isinstance(module, LingBotModule) and (trainer.is_global_zero or sharded):
         save_world(module, cfg.export_dir)
     return {name: float(value) for name, value in trainer.callback_metrics.items()}
 
@@ -79,15 +79,6 @@ def check_ranks(trainer: L.Trainer, module: L.LightningModule) -> None:
                 f"{type(module).__name__} has no tokens to split: choose strategy=ddp or auto"
             )
         trainer.strategy.check(module.grid.tokens, module.config.num_heads)
-
-
-def check_export(trainer: L.Trainer, export_dir: str | None) -> None:
-    """Raises ValueError where no rank would hold the whole world at the end."""
-    if isinstance(trainer.strategy, ShardedSequenceParallelStrategy) and export_dir is not None:
-        raise ValueError(
-            f"export_dir={export_dir!r}: weights stay sharded over the ranks; choose "
-            "export_dir=null and keep the checkpoints"
-        )
 
 
 if __name__ == "__main__":

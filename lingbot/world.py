@@ -15,20 +15,26 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as distributed_checkpoint
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
+from torch.distributed.checkpoint import FileSystemReader, TensorStorageMetadata
 
 from lingbot.codec.text import UMT5TextEncoder
 from lingbot.conf.resolvers import shipped_world
 from lingbot.launch import compose_command, refusing
 from lingbot.model.checkpoint import TEXT_ENCODER, TRANSFORMER, save_weights
 from lingbot.module import FROZEN, LingBotModule
+from lingbot.parallel.sharding import is_sharded, whole_state
 
 log = logging.getLogger(__name__)
 
 CODEC = "codec"
 DEFAULT = "blockworld"
 RUN_CONFIG = Path(".hydra") / "config.yaml"
+METADATA, STATE = ".metadata", "state_dict"  # of a checkpoint in shards; of any checkpoint
 
 
 def load_world(world: str | Path = DEFAULT, overrides: Sequence[str] = ()) -> LingBotModule:
@@ -59,7 +65,7 @@ def load_checkpoint(checkpoint: str | Path) -> LingBotModule:
         ValueError: it holds other weights than the run's configuration describes.
     """
     checkpoint = Path(checkpoint)
-    if not checkpoint.is_file():
+    if not checkpoint.is_file() and not (checkpoint / METADATA).is_file():
         raise FileNotFoundError(f"no checkpoint at {checkpoint}")
     configs = [folder / RUN_CONFIG for folder in checkpoint.absolute().parents]
     config = next((path for path in configs if path.is_file()), None)
@@ -73,8 +79,7 @@ def load_checkpoint(checkpoint: str | Path) -> LingBotModule:
         if not isinstance(module, LingBotModule):
             raise ValueError(f"{checkpoint} is of a {type(module).__name__}: it holds no world")
         module.configure_model()
-    state = torch.load(checkpoint, "cpu", weights_only=True, mmap=True)["state_dict"]
-    differing = module.load_state_dict(state, strict=False)
+    differing = module.load_state_dict(_read_state(checkpoint, module), strict=False)
     missing = [name for name in differing.missing_keys if not name.startswith(FROZEN)]
     if missing or differing.unexpected_keys:
         raise ValueError(
@@ -88,7 +93,8 @@ def load_checkpoint(checkpoint: str | Path) -> LingBotModule:
 def save_world(module: LingBotModule, folder: str | Path) -> None:
     """Write the world as `load_world(folder)` takes it; it appears whole or not at all.
 
-    A world that is there already is replaced.
+    A world that is there already is replaced. Where its weights are sharded, all ranks call this
+    and the first one writes.
 
     Raises:
         ValueError: a module that is not built yet.
@@ -99,12 +105,16 @@ def save_world(module: LingBotModule, folder: str | Path) -> None:
         raise ValueError("there is nothing to save: call configure_model() first")
     if folder.exists() and not (folder / TRANSFORMER).is_file() and any(folder.iterdir()):
         raise FileExistsError(f"{folder} holds something else than a world: give another folder")
+    states = {TRANSFORMER: whole_state(module.transformer)}
+    if not isinstance(module.text_encoder, UMT5TextEncoder):  # comes with its own checkpoint
+        states[TEXT_ENCODER] = whole_state(module.text_encoder)
+    if is_sharded(module.transformer) and dist.get_rank() != 0:
+        return
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as workshop:
         made = Path(workshop) / "made"
-        save_weights(module.transformer, made / TRANSFORMER, torch.float16)
-        if not isinstance(module.text_encoder, UMT5TextEncoder):  # comes with its own checkpoint
-            save_weights(module.text_encoder, made / TEXT_ENCODER, torch.float16)
+        for name, state in states.items():
+            save_weights(state, made / name, torch.float16)
         module.codec.save(made / CODEC)
         for file in made.rglob("*.safetensors"):
             file.chmod(0o644)  # safetensors lets only the owner read
@@ -112,6 +122,23 @@ def save_world(module: LingBotModule, folder: str | Path) -> None:
             folder.rename(Path(workshop) / "replaced")
         made.rename(folder)
     log.info("the world is in %s", folder)
+
+
+def _read_state(checkpoint: Path, module: LingBotModule) -> dict[str, Tensor]:
+    """The weights in a checkpoint: a file, or the folder that ranks with sharded weights leave."""
+    if checkpoint.is_file():
+        state: dict[str, Tensor] = torch.load(checkpoint, "cpu", weights_only=True, mmap=True)[
+            STATE
+        ]
+        return state
+    entries = FileSystemReader(checkpoint).read_metadata().state_dict_metadata
+    state = {
+        name.removeprefix(f"{STATE}."): torch.empty(entry.size, dtype=entry.properties.dtype)
+        for name, entry in entries.items()
+        if name.startswith(f"{STATE}.") and isinstance(entry, TensorStorageMetadata)
+    }
+    distributed_checkpoint.load({STATE: state}, checkpoint_id=checkpoint, no_dist=True)
+    return state
 
 
 def compose_world(overrides: Sequence[str] = ()) -> DictConfig:
@@ -132,7 +159,9 @@ def _overrides(world: str | Path) -> list[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Make a world of a training run's checkpoint.")
-    parser.add_argument("checkpoint", type=Path, help="a .ckpt in the folder of its run")
+    parser.add_argument(
+        "checkpoint", type=Path, help="a .ckpt, file or folder, in the folder of its run"
+    )
     parser.add_argument("folder", type=Path, help="where the world goes")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")

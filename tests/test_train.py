@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
 from lightning import Callback
 from lightning.pytorch.utilities.exceptions import SIGTERMException
+from omegaconf import OmegaConf
+from safetensors.torch import load_file
 
 from lingbot.generate import generate
 from lingbot.launch import Refused
 from lingbot.learning_rate import warmup_cosine
 from lingbot.train import train
+from lingbot.world import load_checkpoint
 from tests.commands import TINY_DRIVE, TINY_TRAINING, composed
+from tests.distributed import run_ranks
 
 
 def test_a_trained_world_is_measured_saved_resumed_and_driven(tmp_path):
@@ -70,6 +75,36 @@ def test_an_interrupted_training_goes_on_where_it_was(tmp_path, error):
         )
 
 
+def _train_sharded(rank: int, folder: str, overrides: list[str]) -> None:
+    sharded = ["trainer.devices=2", "strategy=sharded_sequence_parallel"]
+    place = f"paths.output_dir='{folder}'"
+    cfg = composed("train", [*TINY_TRAINING, *sharded, place, *overrides])
+    train(cfg)
+    if rank == 0:
+        (Path(folder) / ".hydra").mkdir()
+        OmegaConf.save(cfg, Path(folder) / ".hydra" / "config.yaml")
+
+
+@pytest.mark.processes
+def test_sharded_weights_are_exported_whole_and_resumed(tmp_path):
+    data, folder = f"paths.data_dir='{tmp_path}/data'", tmp_path / "run"
+    run_ranks(_train_sharded, 2, str(folder), [data], timeout=120)
+    last = folder / "checkpoints" / "last.ckpt"
+    kept = load_checkpoint(last)
+    for part in ("transformer", "text_encoder"):
+        exported = load_file(folder / "world" / f"{part}.safetensors")
+        state = getattr(kept, part).state_dict()
+        assert exported.keys() == state.keys()
+        for name, value in exported.items():
+            assert torch.equal(value, state[name].half()), name
+
+    onward = [f"ckpt_path='{last}'", "trainer.max_steps=3", "callbacks=none", "logger=none", data]
+    run_ranks(_train_sharded, 2, str(tmp_path / "on"), onward, timeout=120)
+    moved = load_file(tmp_path / "on" / "world" / "transformer.safetensors")
+    head = "head.head.weight"
+    assert not torch.equal(moved[head], kept.transformer.state_dict()[head].half())
+
+
 def test_a_trained_codec_is_saved(tmp_path):
     small = ["data.num_frames=5", "data.batch_size=1", "module.crops=null"]
     overrides = ["experiment=blockworld_codec", *TINY_TRAINING, *small]
@@ -87,7 +122,6 @@ def test_a_trained_codec_is_saved(tmp_path):
         (["trainer.devices=3", "strategy=sequence_parallel"], "1, 2, 4"),
         (["module=codec_training", "strategy=sequence_parallel"], "no tokens to split"),
         (["+model.widht=3"], "widht"),
-        (["strategy=sharded_sequence_parallel"], "export_dir=null"),
     ],
 )
 def test_bad_values_are_refused_before_training(overrides, message, tmp_path):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -85,16 +85,13 @@ def load_into(module: nn.Module, files: list[Path]) -> None:
                     parameters[name].copy_(tensors.get_tensor(name))
 
 
-def save_weights(module: nn.Module, file: str | Path, dtype: torch.dtype) -> None:
-    """Writes the module's state as safetensors in `dtype`; the file appears whole or not at all."""
+def save_weights(state: Mapping[str, Tensor], file: str | Path, dtype: torch.dtype) -> None:
+    """Writes a module's state as safetensors in `dtype`; the file appears whole or not at all."""
     file = Path(file)
     file.parent.mkdir(parents=True, exist_ok=True)
-    state: dict[str, Tensor] = {
-        name: tensor.detach().to("cpu", dtype).contiguous()
-        for name, tensor in module.state_dict().items()
-    }
+    made = {name: tensor.detach().to("cpu", dtype).contiguous() for name, tensor in state.items()}
     partial = file.with_suffix(".partial")
-    save_file(state, partial, metadata={"format": "pt"})
+    save_file(made, partial, metadata={"format": "pt"})
     os.replace(partial, file)
 
 

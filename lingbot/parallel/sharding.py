@@ -1,4 +1,4 @@
-"""Shards the weights of a world over all ranks by FSDP2, one block at a time.
+"""Shards the weights of a world over all ranks by FSDP2, one block at a time, and joins them again.
 
 FSDP gathers a module's weights when its `forward` runs; the transformer and its blocks are entered
 by a few other methods too, which are registered so that the weights are there as well.
@@ -7,7 +7,8 @@ by a few other methods too, which are registered so that the weights are there a
 from __future__ import annotations
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import (
     MixedPrecisionPolicy,
@@ -63,3 +64,19 @@ def check_sharded(module: nn.Module) -> None:
             f"average their gradients; apply fully_shard to them in configure_model, or use "
             f"SequenceParallelStrategy"
         )
+
+
+def is_sharded(module: nn.Module) -> bool:
+    """Whether any of its weights lie on several ranks."""
+    return any(isinstance(parameter, DTensor) for parameter in module.parameters())
+
+
+def whole_state(module: nn.Module) -> dict[str, Tensor]:
+    """Its state; of sharded weights whole, on the CPU of the first rank, and empty on the others.
+
+    All ranks of sharded weights ask together.
+    """
+    if not is_sharded(module):
+        return module.state_dict()
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    return dict(get_model_state_dict(module, options=options))  # type: ignore[arg-type]

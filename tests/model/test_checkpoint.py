@@ -41,8 +41,8 @@ def test_both_public_layouts_load_from_their_shards(tmp_path, layout):
 def test_a_world_folder_brings_transformer_and_text_encoder_back(tmp_path):
     theirs, ours = small_transformer(), small_transformer(seed=5)
     text, other = nn.Linear(3, 3), nn.Linear(3, 3)
-    save_weights(theirs, tmp_path / TRANSFORMER, torch.float16)
-    save_weights(text, tmp_path / TEXT_ENCODER, torch.float32)
+    save_weights(theirs.state_dict(), tmp_path / TRANSFORMER, torch.float16)
+    save_weights(text.state_dict(), tmp_path / TEXT_ENCODER, torch.float32)
     load_weights(ours, other, tmp_path)
     assert same(ours, theirs, atol=2e-3)
     assert same(other, text)
@@ -51,7 +51,7 @@ def test_a_world_folder_brings_transformer_and_text_encoder_back(tmp_path):
 
 def test_another_size_is_refused_before_anything_changes(tmp_path):
     small = small_transformer()
-    save_weights(small, tmp_path / TRANSFORMER, torch.float32)
+    save_weights(small.state_dict(), tmp_path / TRANSFORMER, torch.float32)
     other = CausalLingBotTransformer(TransformerConfig(48, 96, 4, 4, 16, 8, 32))
     before = [p.clone() for p in other.parameters()]
     with pytest.raises(ValueError, match=r"missing.*blocks\.3.*another shape.*ffn"):
