@@ -19,7 +19,7 @@ from lingbot.model import (
     LocalExchange,
     TransformerConfig,
 )
-from lingbot.model.attention import attend
+from lingbot.model.attention import attend, attend_by_matmul
 from lingbot.model.exchange import Exchange
 from lingbot.model.fp8 import Fp8Linear, quantise_rows, scaled_matmul
 from lingbot.model.fp8_attention import (
@@ -45,6 +45,29 @@ WIDE = TransformerConfig(
     dim=256, ffn_dim=512, num_heads=2, num_layers=2, text_dim=16, text_len=8, freq_dim=32
 )
 FAST = {"parts": "fused", "pack_qkv": True}
+
+
+@pytest.mark.parametrize("keys", [1170, 7020])
+def test_attention_and_its_gradients_agree_with_float32(keys: int) -> None:
+    """Of chunks that see as much as they do in a clip, in the dtype that clips are trained in."""
+    draw = torch.Generator("cuda").manual_seed(0)
+    q, k, v, gradient = (
+        torch.randn(1, tokens, 4, 128, device="cuda", generator=draw)
+        for tokens in (1170, keys, keys, 1170)
+    )
+    found = []
+    for dtype, kernel in ((torch.float32, attend_plainly), (torch.bfloat16, attend)):
+        inputs = [x.to(dtype).requires_grad_() for x in (q, k, v)]
+        y = kernel(*inputs)
+        y.backward(gradient.to(dtype))
+        found.append([y.detach(), *(x.grad for x in inputs)])
+    for exact, made in zip(*found, strict=True):
+        assert error(made, exact) < 0.01
+
+
+def attend_plainly(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    return attend_by_matmul(q, k, v).transpose(1, 2)
 
 
 def flows(
