@@ -57,7 +57,7 @@ def test_attention_and_its_gradients_agree_with_float32(keys: int) -> None:
     )
     found = []
     for dtype, kernel in ((torch.float32, attend_plainly), (torch.bfloat16, attend)):
-        inputs = [x.to(dtype).requires_grad_() for x in (q, k, v)]
+        inputs = [x.to(dtype, copy=True).requires_grad_() for x in (q, k, v)]
         y = kernel(*inputs)
         y.backward(gradient.to(dtype))
         found.append([y.detach(), *(x.grad for x in inputs)])
