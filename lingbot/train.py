@@ -10,6 +10,7 @@ import lightning as L
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
+from lingbot.callbacks import TrainingSpeed
 from lingbot.launch import (
     build_all,
     build_loggers,
@@ -58,6 +59,7 @@ def train(cfg: DictConfig) -> dict[str, float]:
             cfg.trainer, callbacks=callbacks, logger=False, _convert_="all"
         )
         check_ranks(trainer, module)
+        check_callbacks(callbacks, module)
     try:
         trainer.loggers = build_loggers(cfg)
         log_configuration(cfg, trainer.loggers)
@@ -79,6 +81,17 @@ def check_ranks(trainer: L.Trainer, module: L.LightningModule) -> None:
                 f"{type(module).__name__} has no tokens to split: choose strategy=ddp or auto"
             )
         trainer.strategy.check(module.grid.tokens, module.config.num_heads)
+
+
+def check_callbacks(callbacks: list[L.Callback], module: L.LightningModule) -> None:
+    """Raises ValueError for a callback that counts what a world does, beside something else."""
+    if any(isinstance(c, TrainingSpeed) for c in callbacks) and not isinstance(
+        module, LingBotModule
+    ):
+        raise ValueError(
+            f"{type(module).__name__} has no transformer whose operations TrainingSpeed could "
+            "count: leave callbacks=train_speed out"
+        )
 
 
 if __name__ == "__main__":

@@ -121,6 +121,7 @@ def test_a_trained_codec_is_saved(tmp_path):
         (["objective.history_noise=2"], "history_noise"),
         (["trainer.devices=3", "strategy=sequence_parallel"], "1, 2, 4"),
         (["module=codec_training", "strategy=sequence_parallel"], "no tokens to split"),
+        (["module=codec_training", "callbacks=train_speed"], "callbacks=train_speed out"),
         (["+model.widht=3"], "widht"),
     ],
 )
