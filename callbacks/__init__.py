@@ -1,8 +1,8 @@
 """Lightning callbacks: what leaves a drive or a training run besides its result.
 
 They know the module by documented members only: `session.finished_reports` and
-`session.all_reports` (the realtime steps' accounts), the frames that `predict_step` returns, and
-`sample_clip` (generated and true frames of a batch).
+`session.all_reports` (the realtime steps' accounts), the frames that `predict_step` returns,
+`sample_clip` (generated and true frames of a batch) and `training_flops` (what a batch costs).
 """
 
 from lingbot.callbacks.contact_sheet import ContactSheet

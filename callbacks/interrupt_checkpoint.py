@@ -19,7 +19,7 @@ class InterruptCheckpoint(Callback):
     wherever each of them is: those that save would wait for the others.
 
     Args:
-        path: the checkpoint; an existing one is replaced, at once or not at all.
+        path: the checkpoint; an existing file is replaced, at once or not at all.
     """
 
     def __init__(self, path: str | Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from lightning import Callback, LightningModule, Trainer
 
-from lingbot.benchmark.flops import ClipFlops, peak_flops
+from lingbot.benchmark.flops import peak_flops
 from lingbot.device import device_name
 
 log = logging.getLogger(__name__)
@@ -19,15 +19,16 @@ log = logging.getLogger(__name__)
 class TrainingSpeed(Callback):
     """Logs the time of every training step from its batch's arrival to its last weight's change.
 
-    The device is waited for at both ends of a step. FLOPs are those of the model, forward and
-    backward, whatever is made anew on the way; they are shared out over the ranks of a sequence
-    group.
+    The device is waited for at both ends of a step, which is one batch. FLOPs are those of the
+    model, forward and backward, whatever is made anew on the way; the ranks of a sequence group
+    share them.
 
     Args:
         warmup_steps: first steps left out: compiling, growing memory.
 
     Raises:
         ValueError: a negative number of steps.
+        TypeError: a module that cannot tell what a batch costs, or steps of several batches.
     """
 
     def __init__(self, warmup_steps: int = 2) -> None:
@@ -37,6 +38,23 @@ class TrainingSpeed(Callback):
         self.seconds: list[float] = []
         self.flops = 0.0  # of a step, on each rank
         self._seen, self._began = 0, 0.0
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Refuse what could not be counted."""
+        self.check(trainer, pl_module)
+
+    @staticmethod
+    def check(trainer: Trainer, pl_module: LightningModule) -> None:
+        """Raises TypeError for what the callback cannot time."""
+        if not hasattr(pl_module, "training_flops"):
+            raise TypeError(
+                f"{type(pl_module).__name__} has no training_flops: leave callbacks=train_speed out"
+            )
+        if trainer.accumulate_grad_batches != 1:
+            raise TypeError(
+                f"trainer.accumulate_grad_batches={trainer.accumulate_grad_batches}: "
+                "callbacks=train_speed times steps of one batch"
+            )
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
@@ -52,25 +70,29 @@ class TrainingSpeed(Callback):
         self._seen += 1
         if self._seen <= self.warmup_steps:
             return
-        clips, _, frames, *_ = batch["latents"].shape
         ranks = getattr(trainer.strategy, "sequence_size", 1)
-        clip = ClipFlops(pl_module.config, pl_module.grid, pl_module.kv_cache)  # type: ignore[arg-type]
-        self.flops = clip.training(frames) * clips / ranks
+        self.flops = pl_module.training_flops(batch) / ranks  # type: ignore[operator]
         self.seconds.append(elapsed)
         pl_module.log("speed/step_s", elapsed)
         pl_module.log("speed/tflops", self.flops / elapsed / 1e12)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Say what a step took."""
-        if not self.seconds or not trainer.is_global_zero:
+        if not trainer.is_global_zero:
+            return
+        if not self.seconds:
+            log.warning(
+                "No training step was timed: %d steps, and the first %d are the warm-up.",
+                self._seen, self.warmup_steps,
+            )  # fmt: skip
             return
         device, median = pl_module.device, statistics.median(self.seconds)
         rate = self.flops / median
-        peak = peak_flops(device_name(device), "bfloat16")
+        peak = peak_flops(device_name(device), "bfloat16") if "bf16" in trainer.precision else None
         share = f" ({rate / peak:.1%} of its bfloat16 peak)" if peak else ""
         memory = ""
         if device.type == "cuda":
-            memory = f", at most {torch.cuda.max_memory_allocated(device) / 2**30:.1f} GiB of it"
+            memory = f", with {torch.cuda.max_memory_allocated(device) / 2**30:.1f} GiB at the most"
         log.info(
             "A training step took %.3f s (%.3f to %.3f, %d steps after %d of warm-up): "
             "%.4g TFLOP/s a rank%s on %s%s.",

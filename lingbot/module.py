@@ -6,6 +6,7 @@ Nothing is built or loaded before `configure_model`, so every value is checked f
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from lingbot.benchmark.flops import ClipFlops
 from lingbot.camera.controls import CameraControl, Controls
 from lingbot.codec.fused import fuse_decoder
 from lingbot.codec.split import check_decode, make_decoder
@@ -38,6 +40,8 @@ from lingbot.parallel.communication_log import CommunicationLog
 from lingbot.parallel.sharding import shard_weights
 from lingbot.parallel.strategy import SequenceParallelMixin, ShardedSequenceParallelStrategy
 from lingbot.realtime.session import RealtimeSession
+
+log = logging.getLogger(__name__)
 
 FROZEN = "codec."
 REFERENCE = Kernels()
@@ -251,6 +255,7 @@ class LingBotModule(L.LightningModule):
     def on_fit_start(self) -> None:
         assert self.transformer is not None
         self.kernels.prepare(self.transformer)
+        log.info("Made anew in the backward pass: %s.", self.recompute.replace("_", " "))
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """Batch of clips (see `lingbot.data.blockworld_clips`) -> loss."""
@@ -278,6 +283,11 @@ class LingBotModule(L.LightningModule):
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
         }
+
+    def training_flops(self, batch: dict[str, Any]) -> int:
+        """Operations of a training step on this batch, see `lingbot.benchmark.flops`."""
+        clips, _, frames, *_ = batch["latents"].shape
+        return clips * ClipFlops(self.config, self.grid, self.kv_cache).training(frames)
 
     def sample_clip(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
         """Drives the batch's first clip: (generated, true) frames, uint8 [T, H, W, 3] each."""

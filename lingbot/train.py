@@ -25,7 +25,7 @@ from lingbot.launch import (
 )
 from lingbot.module import LingBotModule
 from lingbot.parallel.strategy import SequenceParallelMixin, ShardedSequenceParallelStrategy
-from lingbot.world import save_world
+from lingbot.world import check_checkpoint, check_export, save_world
 
 
 def main() -> None:
@@ -59,7 +59,11 @@ def train(cfg: DictConfig) -> dict[str, float]:
             cfg.trainer, callbacks=callbacks, logger=False, _convert_="all"
         )
         check_ranks(trainer, module)
-        check_callbacks(callbacks, module)
+        check_callbacks(trainer, module)
+        check_precision(trainer)
+        check_resumed(trainer, cfg.ckpt_path)
+        if cfg.export_dir is not None and isinstance(module, LingBotModule):
+            check_export(cfg.export_dir)
     try:
         trainer.loggers = build_loggers(cfg)
         log_configuration(cfg, trainer.loggers)
@@ -83,14 +87,29 @@ def check_ranks(trainer: L.Trainer, module: L.LightningModule) -> None:
         trainer.strategy.check(module.grid.tokens, module.config.num_heads)
 
 
-def check_callbacks(callbacks: list[L.Callback], module: L.LightningModule) -> None:
-    """Raises ValueError for a callback that counts what a world does, beside something else."""
-    if any(isinstance(c, TrainingSpeed) for c in callbacks) and not isinstance(
-        module, LingBotModule
-    ):
+def check_callbacks(trainer: L.Trainer, module: L.LightningModule) -> None:
+    """Raises ValueError for callbacks that cannot do their work beside this module."""
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, TrainingSpeed):
+            try:
+                callback.check(trainer, module)
+            except TypeError as error:
+                raise ValueError(str(error)) from error
+
+
+def check_resumed(trainer: L.Trainer, checkpoint: str | None) -> None:
+    """Raises ValueError or FileNotFoundError for what the strategy cannot go on from."""
+    if checkpoint is not None:
+        sharded = isinstance(trainer.strategy, ShardedSequenceParallelStrategy)
+        check_checkpoint(checkpoint, folders=sharded)
+
+
+def check_precision(trainer: L.Trainer) -> None:
+    """Raises ValueError for a precision that batches do not survive."""
+    if trainer.precision in ("bf16-true", "16-true"):
         raise ValueError(
-            f"{type(module).__name__} has no transformer whose operations TrainingSpeed could "
-            "count: leave callbacks=train_speed out"
+            f"trainer.precision={trainer.precision}: Lightning would round the clips' camera poses "
+            "and times along with the weights; choose bf16-mixed"
         )
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import logging
 import tempfile
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -25,7 +26,7 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from lingbot.codec.text import UMT5TextEncoder
 from lingbot.conf.resolvers import shipped_world
-from lingbot.launch import compose_command, refusing
+from lingbot.launch import Refused, compose_command, refusing
 from lingbot.model.checkpoint import TEXT_ENCODER, TRANSFORMER, save_weights
 from lingbot.module import FROZEN, LingBotModule
 from lingbot.parallel.sharding import is_sharded, whole_state
@@ -66,8 +67,7 @@ def load_checkpoint(checkpoint: str | Path) -> LingBotModule:
         ValueError: it holds other weights than the run's configuration describes.
     """
     checkpoint = Path(checkpoint)
-    if not checkpoint.is_file() and not (checkpoint / METADATA).is_file():
-        raise FileNotFoundError(f"no checkpoint at {checkpoint}")
+    check_checkpoint(checkpoint)
     configs = [folder / RUN_CONFIG for folder in checkpoint.absolute().parents]
     config = next((path for path in configs if path.is_file()), None)
     if config is None:
@@ -80,15 +80,39 @@ def load_checkpoint(checkpoint: str | Path) -> LingBotModule:
         if not isinstance(module, LingBotModule):
             raise ValueError(f"{checkpoint} is of a {type(module).__name__}: it holds no world")
         module.configure_model()
-    differing = module.load_state_dict(_read_state(checkpoint, module), strict=False)
-    missing = [name for name in differing.missing_keys if not name.startswith(FROZEN)]
-    if missing or differing.unexpected_keys:
+    state, own = _read_state(checkpoint), module.state_dict()
+    missing = [name for name in own if name not in state and not name.startswith(FROZEN)]
+    unknown = [name for name in state if name not in own]
+    others = [name for name in state if name in own and state[name].shape != own[name].shape]
+    if missing or unknown or others:
         raise ValueError(
             f"{checkpoint} does not hold what {config} describes: {len(missing)} tensors missing "
-            f"{missing[:3]}, {len(differing.unexpected_keys)} unknown "
-            f"{differing.unexpected_keys[:3]}"
+            f"{missing[:3]}, {len(unknown)} unknown {unknown[:3]}, {len(others)} of another shape "
+            f"{others[:3]}"
         )
+    module.load_state_dict(state, strict=False)
     return module.eval()
+
+
+def check_checkpoint(checkpoint: str | Path, folders: bool = True) -> None:
+    """Raises FileNotFoundError for what is no checkpoint, ValueError for one of the wrong kind.
+
+    Args:
+        folders: whether it may be the folder that ranks with sharded weights leave.
+    """
+    checkpoint = Path(checkpoint)
+    if (checkpoint / METADATA).is_file():
+        if not folders:
+            raise ValueError(
+                f"{checkpoint} is a checkpoint of sharded weights: go on from it with "
+                "strategy=sharded_sequence_parallel, on any number of ranks"
+            )
+    elif checkpoint.is_dir():
+        raise FileNotFoundError(
+            f"{checkpoint} is no checkpoint: give a .ckpt in the checkpoints folder of a run"
+        )
+    elif not checkpoint.is_file():
+        raise FileNotFoundError(f"no checkpoint at {checkpoint}")
 
 
 def save_world(module: LingBotModule, folder: str | Path) -> None:
@@ -104,8 +128,7 @@ def save_world(module: LingBotModule, folder: str | Path) -> None:
     folder = Path(folder).absolute()
     if module.transformer is None:
         raise ValueError("there is nothing to save: call configure_model() first")
-    if folder.exists() and not (folder / TRANSFORMER).is_file() and any(folder.iterdir()):
-        raise FileExistsError(f"{folder} holds something else than a world: give another folder")
+    check_export(folder)
     states = {TRANSFORMER: whole_state(module.transformer)}
     if not isinstance(module.text_encoder, UMT5TextEncoder):  # comes with its own checkpoint
         states[TEXT_ENCODER] = whole_state(module.text_encoder)
@@ -125,8 +148,19 @@ def save_world(module: LingBotModule, folder: str | Path) -> None:
     log.info("the world is in %s", folder)
 
 
-def _read_state(checkpoint: Path, module: LingBotModule) -> dict[str, Tensor]:
-    """The weights in a checkpoint: a file, or the folder that ranks with sharded weights leave."""
+def check_export(folder: str | Path) -> None:
+    """Raises FileExistsError for a folder that holds something that is not a world."""
+    folder = Path(folder)
+    free = not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
+    if not free and not (folder / TRANSFORMER).is_file():
+        raise FileExistsError(f"{folder} holds something else than a world: give another folder")
+
+
+def _read_state(checkpoint: Path) -> dict[str, Tensor]:
+    """The weights in a checkpoint: a file, or the folder that ranks with sharded weights leave.
+
+    Such a folder also has frozen weights, which the run's configuration names: they are left out.
+    """
     if checkpoint.is_file():
         state: dict[str, Tensor] = torch.load(checkpoint, "cpu", weights_only=True, mmap=True)[
             STATE
@@ -136,9 +170,12 @@ def _read_state(checkpoint: Path, module: LingBotModule) -> dict[str, Tensor]:
     state = {
         name.removeprefix(f"{STATE}."): torch.empty(entry.size, dtype=entry.properties.dtype)
         for name, entry in entries.items()
-        if name.startswith(f"{STATE}.") and isinstance(entry, TensorStorageMetadata)
+        if name.startswith(f"{STATE}.")
+        and not name.startswith(f"{STATE}.{FROZEN}")
+        and isinstance(entry, TensorStorageMetadata)
     }
-    distributed_checkpoint.load({STATE: state}, checkpoint_id=checkpoint, no_dist=True)
+    with warnings.catch_warnings(action="ignore"):  # that there is one process, as is meant
+        distributed_checkpoint.load({STATE: state}, checkpoint_id=checkpoint, no_dist=True)
     return state
 
 
@@ -166,7 +203,13 @@ def main() -> None:
     parser.add_argument("folder", type=Path, help="where the world goes")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    save_world(load_checkpoint(arguments.checkpoint), arguments.folder)
+    try:
+        with refusing():
+            check_export(arguments.folder)
+            module = load_checkpoint(arguments.checkpoint)
+    except Refused as refusal:
+        parser.exit(2, f"lingbot.world: {refusal}\n")
+    save_world(module, arguments.folder)
 
 
 if __name__ == "__main__":

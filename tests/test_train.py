@@ -75,20 +75,21 @@ def test_an_interrupted_training_goes_on_where_it_was(tmp_path, error):
         )
 
 
-def _train_sharded(rank: int, folder: str, overrides: list[str]) -> None:
+def _train_sharded(rank: int, folder: str, overrides: list[str]) -> float:
     sharded = ["trainer.devices=2", "strategy=sharded_sequence_parallel"]
     place = f"paths.output_dir='{folder}'"
     cfg = composed("train", [*TINY_TRAINING, *sharded, place, *overrides])
-    train(cfg)
+    loss = train(cfg)["train/loss"]
     if rank == 0:
         (Path(folder) / ".hydra").mkdir()
         OmegaConf.save(cfg, Path(folder) / ".hydra" / "config.yaml")
+    return loss
 
 
 @pytest.mark.processes
 def test_sharded_weights_are_exported_whole_and_resumed(tmp_path):
     data, folder = f"paths.data_dir='{tmp_path}/data'", tmp_path / "run"
-    run_ranks(_train_sharded, 2, str(folder), [data], timeout=120)
+    loss, _ = run_ranks(_train_sharded, 2, str(folder), [data], timeout=120)
     last = folder / "checkpoints" / "last.ckpt"
     kept = load_checkpoint(last)
     for part in ("transformer", "text_encoder"):
@@ -97,6 +98,13 @@ def test_sharded_weights_are_exported_whole_and_resumed(tmp_path):
         assert exported.keys() == state.keys()
         for name, value in exported.items():
             assert torch.equal(value, state[name].half()), name
+
+    # now the clips are there, on which no rank's weights may depend; and validation comes last
+    quiet = [data, "callbacks=none", "logger=none", "+trainer.enable_checkpointing=false"]
+    for again in run_ranks(_train_sharded, 2, str(tmp_path / "again"), quiet, timeout=120):
+        assert again == loss
+    same = load_file(tmp_path / "again" / "world" / "text_encoder.safetensors")
+    assert all(torch.equal(same[name], value) for name, value in exported.items())
 
     onward = [f"ckpt_path='{last}'", "trainer.max_steps=3", "callbacks=none", "logger=none", data]
     run_ranks(_train_sharded, 2, str(tmp_path / "on"), onward, timeout=120)
@@ -122,6 +130,11 @@ def test_a_trained_codec_is_saved(tmp_path):
         (["trainer.devices=3", "strategy=sequence_parallel"], "1, 2, 4"),
         (["module=codec_training", "strategy=sequence_parallel"], "no tokens to split"),
         (["module=codec_training", "callbacks=train_speed"], "callbacks=train_speed out"),
+        (["callbacks=train_speed", "+trainer.accumulate_grad_batches=2"], "steps of one batch"),
+        (["trainer.precision=bf16-true"], "choose bf16-mixed"),
+        (["ckpt_path=nowhere/last.ckpt"], "no checkpoint at nowhere"),
+        (["ckpt_path=conf"], "checkpoints folder of a run"),
+        (["export_dir=conf"], "something else than a world"),
         (["+model.widht=3"], "widht"),
     ],
 )

@@ -52,11 +52,12 @@ class RandomClipsDataModule(L.LightningDataModule):
     Args:
         latent_frames: of a clip.
         height, width: pixels, multiples of 8.
+        frames_per_chunk: latent frames of a chunk.
         batch_size: clips a batch.
         length: clips there are.
 
     Raises:
-        ValueError: sizes below one, sides that are no multiples of 8.
+        ValueError: sizes below one, sides that are no multiples of 8, or a broken number of chunks.
     """
 
     def __init__(
@@ -64,17 +65,24 @@ class RandomClipsDataModule(L.LightningDataModule):
         latent_frames: int,
         height: int,
         width: int,
+        frames_per_chunk: int = 3,
         batch_size: int = 1,
         length: int = 100_000,
     ) -> None:
         super().__init__()
         for name, value in (
-            ("latent_frames", latent_frames), ("batch_size", batch_size), ("length", length)
+            ("latent_frames", latent_frames), ("height", height), ("width", width),
+            ("batch_size", batch_size), ("length", length),
         ):  # fmt: skip
             if value < 1:
                 raise ValueError(f"data.{name}={value}: give a positive number")
         if height % STRIDE or width % STRIDE:
             raise ValueError(f"clips of {height}x{width}: both must be multiples of {STRIDE}")
+        if latent_frames % frames_per_chunk:
+            raise ValueError(
+                f"data.latent_frames={latent_frames} must be a whole number of chunks of "
+                f"frames_per_chunk={frames_per_chunk}"
+            )
         self.dataset = RandomClips(length, latent_frames, height, width)
         self.batch_size = batch_size
 

@@ -166,9 +166,11 @@ def encode_clips(
     clips: BlockWorldClips, indices: list[int], codec: Encoder, batch_size: int, num_workers: int
 ) -> Iterator[dict[str, Any]]:
     """Render and encode clips in the order of their indices."""
+    # a generator of its own: not all processes encode, and weights are drawn from the common one
     loader = DataLoader(
-        clips, batch_size, sampler=indices, num_workers=num_workers, collate_fn=collate_clips
-    )
+        clips, batch_size, sampler=indices, num_workers=num_workers, collate_fn=collate_clips,
+        generator=torch.Generator(),
+    )  # fmt: skip
     device = torch.device("cpu")
     if isinstance(codec, nn.Module):
         device = next((p.device for p in codec.parameters()), device)

@@ -2,7 +2,8 @@
 
 A clip at full size has tens of thousands of tokens, and a block keeps about thirty vectors of each.
 Recomputing, only what goes into a block is kept, for another forward in time. Attention is most of
-that time and little of that memory, so that its outputs may be kept all the same.
+that time and little of that memory, so that its outputs may be kept all the same; not where it is
+spelled out in matmuls, as in bfloat16 on a CPU. Exchanges between ranks are made anew as well.
 """
 
 from __future__ import annotations

@@ -39,12 +39,15 @@ class TeacherForcing:
         halves = [x.split(self.chunks, dim=1) for x in (k, v)]
         clean_k, clean_v = (clean.flatten(1, 2) for clean, _ in halves)
         noisy_k, noisy_v = (noisy.unbind(1) for _, noisy in halves)
+        starts = range(0, self.chunks * self.frames_per_chunk, self.frames_per_chunk)
+        seen = [visible_frames(first, self.frames_per_chunk, self.config) for first in starts]
         attended = []
         for chunk, query in enumerate(queries[: self.chunks]):
-            keys, values = (_joined(self._seen(chunk, x)) for x in (clean_k, clean_v))
+            keys, values = (_joined(self._runs(seen[chunk], x)) for x in (clean_k, clean_v))
             attended.append(attend(query, keys, values))
         for chunk, query in enumerate(queries[self.chunks :]):
-            past_k, past_v = (self._seen(chunk, x, past=True) for x in (clean_k, clean_v))
+            past = [frame for frame in seen[chunk] if frame < chunk * self.frames_per_chunk]
+            past_k, past_v = (self._runs(past, x) for x in (clean_k, clean_v))
             keys = _joined([*past_k, noisy_k[chunk]])
             attended.append(attend(query, keys, _joined([*past_v, noisy_v[chunk]])))
         return torch.stack(attended, dim=1)
@@ -55,17 +58,11 @@ class TeacherForcing:
     def home(self, layer: int) -> None:
         return None  # every chunk of a clip is attended to where it is
 
-    def _seen(self, chunk: int, x: Tensor, past: bool = False) -> list[Tensor]:
-        """Runs of clean frames that `chunk` sees, or of those before it: views of x [B, n S, h, D].
-
-        For most chunks it is one run, and nothing is copied.
-        """
-        first = chunk * self.frames_per_chunk
+    def _runs(self, frames: list[int], x: Tensor) -> list[Tensor]:
+        """Runs of clean frames, mostly one, as views of x [B, n * S, h, D]: nothing is copied."""
         tokens = x.shape[1] // (self.chunks * self.frames_per_chunk)
-        seen = visible_frames(first, self.frames_per_chunk, self.config)
-        seen = [i for i in seen if i < first] if past else seen
         runs: list[list[int]] = []
-        for frame in seen:
+        for frame in frames:
             if runs and frame == runs[-1][-1] + 1:
                 runs[-1].append(frame)
             else:

@@ -7,10 +7,12 @@ by a few other methods too, which are registered so that the weights are there a
 from __future__ import annotations
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import (
+    FSDPModule,
     MixedPrecisionPolicy,
     fully_shard,
     register_fsdp_forward_method,
@@ -29,14 +31,16 @@ def shard_weights(
     mesh: DeviceMesh,
     dtype: torch.dtype | None = None,
 ) -> None:
-    """Shards transformer and trained text encoder in place.
+    """Shards transformer and trained text encoder in place; the first rank's weights, all over.
 
     Args:
         mesh: (data, sequence); weights are sharded over both.
-        dtype: what weights are gathered and computed with; their shards, gradients summed over the
-            ranks and the residual stream keep their own. None is their own.
+        dtype: of gathered weights, and so of the arithmetic; shards and summed gradients keep the
+            weights' own. None leaves gathered weights in it, too.
     """
     world = mesh["data", "sequence"]._flatten("world")
+    for module in (transformer, text_encoder):
+        _broadcast(module, torch.device(mesh.device_type))
     policy = MixedPrecisionPolicy(
         param_dtype=dtype, reduce_dtype=torch.float32 if dtype else None, cast_forward_inputs=False
     )
@@ -49,6 +53,15 @@ def shard_weights(
         register_fsdp_forward_method(transformer, name)
     if any(parameter.requires_grad for parameter in text_encoder.parameters()):
         fully_shard(text_encoder, mesh=world, mp_policy=policy)
+
+
+@torch.no_grad()
+def _broadcast(module: nn.Module, device: torch.device) -> None:
+    """Give all ranks what the first one has; over `device`, wherever it lies."""
+    for tensor in module.state_dict().values():
+        moved = tensor.to(device)
+        dist.broadcast(moved, src=0)
+        tensor.copy_(moved)
 
 
 def check_sharded(module: nn.Module) -> None:
@@ -68,7 +81,7 @@ def check_sharded(module: nn.Module) -> None:
 
 def is_sharded(module: nn.Module) -> bool:
     """Whether any of its weights lie on several ranks."""
-    return any(isinstance(parameter, DTensor) for parameter in module.parameters())
+    return any(isinstance(part, FSDPModule) for part in module.modules())
 
 
 def whole_state(module: nn.Module) -> dict[str, Tensor]:

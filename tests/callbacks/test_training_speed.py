@@ -7,7 +7,6 @@ import math
 
 import pytest
 
-from lingbot.callbacks import TrainingSpeed
 from lingbot.launch import Refused
 from lingbot.train import train
 from tests.commands import composed
@@ -38,7 +37,9 @@ def test_a_training_step_at_any_size_is_timed(tmp_path, caplog):
     ("override", "message"),
     [
         ("data.latent_frames=0", "data.latent_frames=0"),
+        ("data.latent_frames=7", "whole number of chunks"),
         ("data.height=36", "multiples of 8"),
+        ("data.height=0", "data.height=0"),
         ("module.recompute=half", "recompute='half'"),
         ("callbacks.training_speed.warmup_steps=-1", "warmup_steps=-1"),
     ],
@@ -48,7 +49,7 @@ def test_values_that_cannot_be_are_refused(override, message, tmp_path):
         train(composed("train", [*SMALL, override], tmp_path))
 
 
-def test_nothing_is_said_before_the_warm_up_is_over():
-    speed = TrainingSpeed(warmup_steps=2)
-    speed.on_train_end(None, None)  # no step, no trainer needed
-    assert speed.seconds == []
+def test_a_run_that_ends_in_the_warm_up_says_so(tmp_path, caplog):
+    with caplog.at_level(logging.WARNING):
+        train(composed("train", [*SMALL, "trainer.max_steps=2"], tmp_path))
+    assert "No training step was timed: 2 steps" in caplog.text
