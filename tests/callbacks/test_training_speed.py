@@ -21,7 +21,7 @@ SMALL = [
 
 
 def test_a_training_step_at_any_size_is_timed(tmp_path, caplog):
-    with caplog.at_level(logging.INFO):
+    with caplog.at_level(logging.INFO, logger="lingbot"):
         metrics = train(composed("train", SMALL, tmp_path))
     assert math.isfinite(metrics["train/loss"])
     assert metrics["speed/step_s"] > 0
@@ -50,6 +50,6 @@ def test_values_that_cannot_be_are_refused(override, message, tmp_path):
 
 
 def test_a_run_that_ends_in_the_warm_up_says_so(tmp_path, caplog):
-    with caplog.at_level(logging.WARNING):
+    with caplog.at_level(logging.WARNING, logger="lingbot"):
         train(composed("train", [*SMALL, "trainer.max_steps=2"], tmp_path))
     assert "No training step was timed: 2 steps" in caplog.text
