@@ -84,6 +84,8 @@ def run_command(task: Callable[[DictConfig], Any], name: str) -> None:
             sys.exit(2)
 
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # Lightning 2.6 on torch 2.13
+    # of sharded blocks whose outputs are views; none of them is written to in place
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view")
     sys.argv = [sys.argv[0], *for_hydra(sys.argv[1:]), *for_rank(rank())]
     try:
         hydra.main(version_base="1.3", config_path="pkg://lingbot.conf", config_name=name)(job)()
