@@ -27,8 +27,8 @@ class TrainingSpeed(Callback):
         warmup_steps: first steps left out: compiling, growing memory.
 
     Raises:
-        ValueError: a negative number of steps.
-        TypeError: a module that cannot tell what a batch costs, or steps of several batches.
+        ValueError: a negative number of steps, a module that cannot tell what a batch costs, or
+            steps of several batches.
     """
 
     def __init__(self, warmup_steps: int = 2) -> None:
@@ -45,13 +45,13 @@ class TrainingSpeed(Callback):
 
     @staticmethod
     def check(trainer: Trainer, pl_module: LightningModule) -> None:
-        """Raises TypeError for what the callback cannot time."""
+        """Raises ValueError for what the callback cannot time."""
         if not hasattr(pl_module, "training_flops"):
-            raise TypeError(
+            raise ValueError(
                 f"{type(pl_module).__name__} has no training_flops: leave callbacks=train_speed out"
             )
         if trainer.accumulate_grad_batches != 1:
-            raise TypeError(
+            raise ValueError(
                 f"trainer.accumulate_grad_batches={trainer.accumulate_grad_batches}: "
                 "callbacks=train_speed times steps of one batch"
             )

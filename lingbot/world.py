@@ -162,10 +162,7 @@ def _read_state(checkpoint: Path) -> dict[str, Tensor]:
     Such a folder also has frozen weights, which the run's configuration names: they are left out.
     """
     if checkpoint.is_file():
-        state: dict[str, Tensor] = torch.load(checkpoint, "cpu", weights_only=True, mmap=True)[
-            STATE
-        ]
-        return state
+        return dict(torch.load(checkpoint, "cpu", weights_only=True, mmap=True)[STATE])
     entries = FileSystemReader(checkpoint).read_metadata().state_dict_metadata
     state = {
         name.removeprefix(f"{STATE}."): torch.empty(entry.size, dtype=entry.properties.dtype)

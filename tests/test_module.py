@@ -27,9 +27,9 @@ IMAGE = torch.arange(HEIGHT * WIDTH * 3).remainder(251).to(torch.uint8).view(HEI
 ACTIONS = "w-20,jw-12,none-12"
 
 
-def seeded(transformer: torch.nn.Module) -> None:
+def seeded(transformer: torch.nn.Module, seed: int = 0) -> None:
     """The same weights whenever, and on whichever rank, the module is built."""
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     for parameter in transformer.parameters():
         torch.nn.init.normal_(parameter, std=0.5 * parameter.shape[-1] ** -0.5)
 
@@ -181,7 +181,11 @@ def fit_on_a_rank(rank: int, ranks: int, uniform: bool | None, sharded: bool, **
 
 
 def fit_sharded(rank: int):
-    compiled = {"recompute": "all_but_attention", "kernels": Kernels("compiled", parts="compiled")}
+    compiled = {
+        "recompute": "all_but_attention",
+        "kernels": Kernels("compiled", parts="compiled"),
+        "initialise": lambda transformer: seeded(transformer, rank),  # only the first one's count
+    }
     return [
         fit_on_a_rank(rank, 2, None, sharded=True, changes=changes, precision=precision)
         for changes, precision in ((compiled, "32-true"), ({}, "bf16-mixed"))

@@ -39,8 +39,8 @@ def shard_weights(
             weights' own. None leaves gathered weights in it, too.
     """
     world = mesh["data", "sequence"]._flatten("world")
-    for module in (transformer, text_encoder):
-        _broadcast(module, torch.device(mesh.device_type))
+    device = torch.device(mesh.device_type)
+    _broadcast(transformer, device)
     policy = MixedPrecisionPolicy(
         param_dtype=dtype, reduce_dtype=torch.float32 if dtype else None, cast_forward_inputs=False
     )
@@ -52,6 +52,7 @@ def shard_weights(
     for name in TRANSFORMER_ENTRIES:
         register_fsdp_forward_method(transformer, name)
     if any(parameter.requires_grad for parameter in text_encoder.parameters()):
+        _broadcast(text_encoder, device)
         fully_shard(text_encoder, mesh=world, mp_policy=policy)
 
 
