@@ -6,11 +6,12 @@ import copy
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from lingbot.codec.fused import fuse_decoder
 from lingbot.codec.graphed import GraphedDecoder
-from lingbot.codec.rows import add_with_bias, join_normed
+from lingbot.codec.rows import add_with_bias, join_normed, spread
 from lingbot.model import (
     CachedTransformer,
     CausalLingBotTransformer,
@@ -45,6 +46,8 @@ WIDE = TransformerConfig(
     dim=256, ffn_dim=512, num_heads=2, num_layers=2, text_dim=16, text_len=8, freq_dim=32
 )
 FAST = {"parts": "fused", "pack_qkv": True}
+# as many channels at full resolution as the published decoder, which are computed as 128
+WIDE_WAN = {**WAN, "base_dim": 96}
 
 
 @pytest.mark.parametrize("keys", [1170, 7020])
@@ -220,11 +223,22 @@ def test_rows_between_convolutions_are_those_of_the_plain_functions(
     tolerance = 1e-6 if dtype == torch.float32 else 1e-2
     expected = join_normed(*(t.float() for t in (x, bias, gamma, before)))
     assert error(join_normed(*there).float().cpu(), expected) < tolerance
+    wide = join_normed(there[0], None, there[2], F.pad(there[3], (0, 28))).float().cpu()
+    expected = join_normed(x.float(), None, gamma.float(), before.float())
+    assert error(wide[..., :channels], expected) < tolerance
+    assert wide[..., channels:].abs().max() == 0
     expected = x.float() + bias.float() + y.float()
     assert error(add_with_bias(x.cuda(), bias.cuda(), y.cuda()).float().cpu(), expected) < tolerance
 
 
-@pytest.mark.parametrize("architecture", [WAN, PATCHED], ids=["wan", "patched"])
+@pytest.mark.parametrize("times", [1, 2])
+@pytest.mark.parametrize("channels", [8, 96, 384])
+def test_pixels_are_spread_as_the_plain_function_does(channels: int, times: int) -> None:
+    x = torch.randn(2, times * channels, 3, 5, 7).to(memory_format=torch.channels_last_3d)
+    assert torch.equal(spread(x.cuda(), times).cpu(), spread(x, times))
+
+
+@pytest.mark.parametrize("architecture", [WAN, WIDE_WAN, PATCHED], ids=["wan", "wide", "patched"])
 def test_a_fused_decoder_shows_what_the_published_one_does(architecture: dict) -> None:
     published, fused = (make_codec(architecture).to("cuda") for _ in range(2))
     fuse_decoder(fused)
@@ -273,6 +287,16 @@ def test_a_drive_with_a_graphed_decode_shows_the_same_and_waits_for_nothing_else
     report = driven.report
     assert report is not None
     assert report.decode_ms > 0
+
+
+def test_a_steady_drive_asks_the_device_for_no_more_memory() -> None:
+    driven = session("cuda")
+    driven._outlet = FrameOutlet(GraphedDecoder(driven.codec.stream()), driven.device)
+    for _ in range(2):
+        drive(driven)
+    before = torch.cuda.memory_stats()["num_device_alloc"]
+    drive(driven)
+    assert torch.cuda.memory_stats()["num_device_alloc"] == before > 0
 
 
 def test_kernels_change_no_weight() -> None:

@@ -94,6 +94,6 @@ class GraphedDecoder:
     def _keep_state(self) -> None:
         """Bring the decoder's state to where the recording looks for it."""
         for kept, now in zip(self._state, self.decoder.state, strict=True):
-            if isinstance(kept, Tensor):
+            if isinstance(kept, Tensor) and kept is not now:
                 kept.copy_(now)
         self.decoder.state = self._state

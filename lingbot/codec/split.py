@@ -12,13 +12,12 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Literal, get_args
 
-import torch
 from torch import Tensor, nn
 
 from lingbot.codec.graphed import GraphedDecoder
-from lingbot.codec.streaming import PictureStream, StreamingDecoder
+from lingbot.codec.streaming import CausalState, PictureStream, StreamingDecoder
 from lingbot.codec.video import VideoCodec
 from lingbot.model.exchange import Exchange
 from lingbot.parallel.splits import Splits, even_splits
@@ -90,18 +89,17 @@ class SplitDecoder(StreamingDecoder):
         """Whole pictures from the strips of all ranks: a collective."""
         return self._exchange.gather_strips(strip, self._widths)
 
-    def _decode_frame(self, x: Tensor, first: bool) -> Tensor:
+    def _decode_frames(self, x: Tensor, first: bool) -> Tensor:
         decoder, rank = self.codec.vae.decoder, self._exchange.rank
-        state = _State(self.state, [0])
-        x = decoder.mid_block(state.convolve(decoder.conv_in, x), *state)  # [B, C, 1, h, w]
+        state = CausalState(self.state, [0])
+        x = decoder.mid_block(state.convolve(decoder.conv_in, x), *state)  # [B, C, t, h, w]
         begin = 0  # the first column that x still has
         for block, module in enumerate(decoder.up_blocks):
             left, right = self.plan.needed(rank, block)
             x = module(x[..., left - begin : right - begin], *state, first_chunk=first)
             begin = left * self.plan.scales[block + 1] // self.plan.scales[block]
-        x = state.convolve(decoder.conv_out, decoder.nonlinearity(decoder.norm_out(x)))
         left, right = self.plan.strip(rank)
-        return x[..., left - begin : right - begin]
+        return self.codec.head(x, state)[..., left - begin : right - begin]
 
     def _check(self, latents: Tensor) -> None:
         super()._check(latents)
@@ -110,23 +108,6 @@ class SplitDecoder(StreamingDecoder):
                 f"latents of {latents.shape[-1]} columns, but the strips were planned for "
                 f"{self.plan.splits.total}: make a decoder for this width"
             )
-
-
-class _State(NamedTuple):
-    """The causal features of all convolutions and the place of the next one, as blocks take it."""
-
-    features: list[Any]
-    place: list[int]
-
-    def convolve(self, convolution: nn.Module, x: Tensor) -> Tensor:
-        """Convolve after the two frames that came before x, and remember the last two."""
-        place, before = self.place[0], self.features[self.place[0]]
-        last = x[:, :, -2:]
-        if before is not None and last.shape[2] < 2:
-            last = torch.cat([before[:, :, -1:], last], dim=2)
-        self.features[place] = last.clone()  # a view would keep all of x
-        self.place[0] += 1
-        return convolution(x, before)
 
 
 def make_decoder(

@@ -1,14 +1,14 @@
 """Streaming decode: a video's latents to frames, chunk by chunk, with the codec's causal state.
 
 A `StreamingDecoder` owns that state, so any number of streams can run over one set of weights. It
-always shows the codec one latent frame at a time, so how the latents are cut into chunks cannot
-change a single bit of the frames.
+shows the codec one latent frame at a time, so how the latents are cut into chunks cannot change a
+single bit of the frames; unless the codec is one for which more at once are faster.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import torch
 from einops import rearrange
@@ -18,6 +18,51 @@ from lingbot.codec.pictures import frames_to_uint8
 
 if TYPE_CHECKING:
     from lingbot.codec.video import VideoCodec
+
+
+FIRST = "Rep"  # diffusers' mark in the place of a state: one frame came, and is none yet
+
+
+class CausalState(NamedTuple):
+    """The causal features of all convolutions and the place of the next one, as diffusers has them.
+
+    A feature is the last two frames of the convolution's input, None before the first, or a mark.
+    """
+
+    features: list[Any]
+    place: list[int]
+
+    @property
+    def last(self) -> Any:
+        """The next convolution's feature."""
+        return self.features[self.place[0]]
+
+    def keep(self, last: Tensor) -> None:
+        """`last` is the feature from here on, in the same memory if it can be."""
+        if isinstance(self.last, Tensor) and self.last.shape == last.shape:
+            self.last.copy_(last)
+            self.place[0] += 1
+        else:
+            self.mark(last.clone())  # a view would keep all of what it is a part of
+
+    def mark(self, feature: Any) -> None:
+        """`feature` takes the place, and the next convolution is the one after it."""
+        self.features[self.place[0]] = feature
+        self.place[0] += 1
+
+    def convolve(self, convolution: nn.Module, x: Tensor) -> Tensor:
+        """Convolve after the two frames that came before x, and remember the last two."""
+        before, last = self.last, x[:, :, -2:]
+        if before is not None and last.shape[2] < 2:
+            last = torch.cat([before[:, :, -1:], last], dim=2)
+        self.mark(last.clone())
+        return convolution(x, before)
+
+
+def plain_head(decoder: nn.Module, x: Tensor, state: CausalState) -> Tensor:
+    """The end of the decoder, as published: features to the channels of pixels."""
+    features = decoder.nonlinearity(decoder.norm_out(x))  # type: ignore[operator]
+    return state.convolve(decoder.conv_out, features)  # type: ignore[arg-type]
 
 
 class PictureStream(Protocol):
@@ -80,20 +125,25 @@ class StreamingDecoder:
         return torch.cat(list(self._decoded(latents)), dim=2).float()
 
     def _decoded(self, latents: Tensor) -> Iterator[Tensor]:
-        """Video frames `[B, 3, 1 or 4, 8h, 8w]` of one latent frame after the other."""
+        """Video frames `[B, 3, T, 8h, 8w]` of one or a few latent frames after the other."""
         self._check(latents)
         codec = self.codec
         x = codec.vae.post_quant_conv(codec._laid_out(codec.denormalise(latents)))
         patch = codec.vae.config.patch_size or 1
-        for frame in x.split(1, dim=2):
-            out = self._decode_frame(frame, first=self.position == 0)
-            self.position += 1
-            yield rearrange(out, "b (c q p) t h w -> b c t (h p) (w q)", p=patch, q=patch)
+        started = int(self.position == 0)  # a video's first frame comes alone
+        for frames in (x[:, :, :started], *x[:, :, started:].split(codec.frames_at_once, dim=2)):
+            if frames.shape[2]:
+                out = self._decode_frames(frames, first=self.position == 0)
+                self.position += frames.shape[2]
+                yield rearrange(out, "b (c q p) t h w -> b c t (h p) (w q)", p=patch, q=patch)
 
-    def _decode_frame(self, x: Tensor, first: bool) -> Tensor:
-        """One latent frame `[B, 16, 1, h, w]` through the decoder, updating the causal state."""
-        decoder = self.codec.vae.decoder
-        return decoder(x, feat_cache=self.state, feat_idx=[0], first_chunk=first)
+    def _decode_frames(self, x: Tensor, first: bool) -> Tensor:
+        """Latent frames `[B, 16, t, h, w]` through the decoder, updating the causal state."""
+        decoder, state = self.codec.vae.decoder, CausalState(self.state, [0])
+        x = decoder.mid_block(state.convolve(decoder.conv_in, x), *state)
+        for block in decoder.up_blocks:
+            x = block(x, *state, first_chunk=first)
+        return self.codec.head(x, state)
 
     def _check(self, latents: Tensor) -> None:
         channels = self.codec.latent_channels

@@ -8,6 +8,8 @@ Autoencoder: Wan (arXiv:2503.20314).
 
 import json
 import logging
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,7 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from lingbot.codec.pictures import frames_to_uint8, uint8_to_frames
-from lingbot.codec.streaming import StreamingDecoder
+from lingbot.codec.streaming import CausalState, StreamingDecoder, plain_head
 
 __all__ = [
     "StreamingDecoder",
@@ -63,6 +65,9 @@ class VideoCodec(nn.Module):
                 f"use 'channels_last_3d' or 'contiguous'."
             )
         self.vae = vae
+        # see `lingbot.codec.fused`, which changes both
+        self.head: Callable[[Tensor, CausalState], Tensor] = partial(plain_head, vae.decoder)
+        self.frames_at_once = 1
         self.to(DTYPES[dtype])
         self.memory_format = memory_format
         self._statistics_on: dict[torch.device, tuple[Tensor, Tensor]] = {}

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from diffusers.models.autoencoders.autoencoder_kl_wan import WanResidualBlock
 
-from lingbot.codec.fused import doubled, fuse_decoder
+from lingbot.codec.fused import FusedResidual, NormedConvolution, fuse_decoder
 from lingbot.codec.graphed import GraphedDecoder
-from lingbot.codec.rows import add_with_bias, join_normed
+from lingbot.codec.rows import add_with_bias, join_normed, spread
 from lingbot.codec.split import SplitDecoder
 from lingbot.codec.video import VideoCodec
 from tests.codec.test_graphed import Recorder
@@ -66,6 +67,45 @@ def test_fusing_twice_changes_nothing_and_weights_keep_their_names(codecs):
     assert fused.state_dict().keys() == published.state_dict().keys()
 
 
+def test_convolutions_computed_with_more_channels_give_the_same_frames(codecs):
+    published, fused = codecs
+    convolutions = []
+    for layer in fused.vae.decoder.modules():
+        if isinstance(layer, WanResidualBlock):
+            layer.forward = FusedResidual(layer, multiple=6)  # 8 -> 12, 16 -> 18, 32 -> 36
+            convolutions += [layer.forward.first, layer.forward.second]
+    latents = latents_of(4, 6)
+    torch.testing.assert_close(fused.decode(latents), published.decode(latents), atol=1e-5, rtol=0)
+    assert {c._weight().shape[1] for c in convolutions} <= {12, 18, 36}
+    for codec in codecs:
+        for weight in codec.vae.decoder.parameters():
+            weight.mul_(1.1)
+    fuse_decoder(fused)  # takes the new weights
+    torch.testing.assert_close(fused.decode(latents), published.decode(latents), atol=1e-5, rtol=0)
+
+
+def test_a_few_channels_are_not_padded_to_many(codecs):
+    residual = next(
+        layer.forward
+        for layer in codecs[1].vae.decoder.modules()
+        if isinstance(layer, WanResidualBlock)
+    )
+    convolution = NormedConvolution(residual.block.norm1, residual.block.conv1, multiple=64)
+    assert convolution._weight() is residual.block.conv1.weight
+
+
+def test_latent_frames_of_a_chunk_are_decoded_together_after_the_first_one(codecs):
+    seen = []
+    for codec in codecs:
+        codec.vae.decoder.conv_in.register_forward_pre_hook(
+            lambda _, inputs: seen.append(inputs[0].shape[2])
+        )
+        stream = codec.stream()
+        for chunk in latents_of(4, 12).split([3, 3, 6], dim=2):
+            stream.decode(chunk)
+    assert seen == 12 * [1] + [1, 2, 3, 4, 2]
+
+
 def test_weights_whose_channels_do_not_come_last_give_the_same_frames():
     latents = latents_of(4, 3)
     codec = VideoCodec(make_codec(WAN).vae, memory_format="contiguous")
@@ -75,10 +115,13 @@ def test_weights_whose_channels_do_not_come_last_give_the_same_frames():
     torch.testing.assert_close(codec.decode(latents), expected, atol=1e-5, rtol=0)
 
 
-def test_doubled_pixels_are_those_of_the_nearest_neighbour():
-    x = torch.randn(2, 3, 4, 5, generator=torch.Generator().manual_seed(0))
-    expected = torch.nn.functional.interpolate(x, scale_factor=2.0, mode="nearest-exact")
-    assert torch.equal(doubled(x), expected)
+@pytest.mark.parametrize("times", [1, 2])
+def test_spread_pixels_are_those_of_the_nearest_neighbour(times):
+    x = torch.randn(2, times * 3, 4, 5, 6, generator=torch.Generator().manual_seed(0))
+    frames = x.unflatten(1, (times, 3)).permute(0, 3, 1, 2, 4, 5).reshape(-1, 3, 5, 6)
+    expected = torch.nn.functional.interpolate(frames, scale_factor=2.0, mode="nearest-exact")
+    assert torch.equal(spread(x, times), expected)
+    assert torch.equal(spread(x.to(memory_format=torch.channels_last_3d), times), expected)
 
 
 def test_rows_are_joined_and_added_as_their_formulas_say():
@@ -90,4 +133,9 @@ def test_rows_are_joined_and_added_as_their_formulas_say():
     activated = torch.nn.functional.silu(moved / root_mean_square * gamma)
     joined = join_normed(x, bias, gamma, before)
     torch.testing.assert_close(joined, torch.cat([before, activated], dim=1))
+    wide = join_normed(x, None, gamma, torch.nn.functional.pad(before, (0, 2)))
+    assert wide[:, 3:, 6:].abs().max() == 0
+    torch.testing.assert_close(
+        wide[..., :6], join_normed(x, torch.zeros(6), gamma, before), atol=1e-6, rtol=0
+    )
     torch.testing.assert_close(add_with_bias(x, bias, y), x + y + bias)
