@@ -3,6 +3,7 @@ import torch
 
 from lingbot.benchmark.inputs import WithoutDecoder, random_controls, random_picture
 from lingbot.benchmark.plan import steady_step
+from lingbot.codec.fused import fuse_decoder
 from lingbot.diffusion import FewStepSampler, FlowSchedule
 from lingbot.model import KVCacheConfig, LocalExchange
 from lingbot.model.cached_transformer import CachedTransformer
@@ -72,6 +73,14 @@ def test_a_codec_without_decoder_gives_as_many_frames_and_encodes_as_before():
     assert [len(made.step(next(controls))) for _ in range(2)] == [9, 12]
     encoded = session(KVCacheConfig(6, 2), codec)._first_condition
     assert torch.equal(made._first_condition, encoded)
+
+
+def test_a_codec_without_decoder_and_the_one_it_shares_weights_with_can_both_be_fused():
+    plain, codec = small_codec(), small_codec()
+    latents = torch.randn(1, 16, 3, 4, 5, generator=torch.Generator().manual_seed(0))
+    for one in (WithoutDecoder(codec), codec):
+        fuse_decoder(one)
+    torch.testing.assert_close(codec.decode(latents), plain.decode(latents), atol=1e-5, rtol=0)
 
 
 def test_controls_are_random_and_the_same_for_the_same_seed():
