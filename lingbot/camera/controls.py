@@ -5,7 +5,6 @@ turns each chunk's keys or poses into folded rays. A latent frame j stands for t
 its pose and the keys that led to it. Nothing depends on later frames or on the session's length.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -16,13 +15,18 @@ from torch import Tensor
 
 from lingbot.camera.actions import MOVE_KEYS, CameraDriver, check_keys
 from lingbot.camera.offline import offline_poses
-from lingbot.camera.plucker import fold_rays, plucker_rays, scale_intrinsics
-from lingbot.camera.poses import check_poses, relative_poses, scale_translations
+from lingbot.camera.plucker import (
+    Intrinsics,
+    check_intrinsics,
+    fold_rays,
+    plucker_rays,
+    scale_intrinsics,
+)
+from lingbot.camera.poses import check_poses, check_scale, relative_poses, scale_translations
 
 FOLD = 8  # pixels a latent pixel, each way
 VIDEO_FRAMES = 4  # video frames a latent frame
 Kind = Literal["cam", "act"]
-Intrinsics = tuple[float, float, float, float]
 
 NEEDS_KEYS = (
     "act control is made of held keys and poses do not tell them: drive with actions, or use a "
@@ -301,25 +305,3 @@ class CameraControl:
             images = repeat(here, "k f -> k f h w", h=self.height, w=self.width)
             rays = torch.cat([rays[3:], images])
         return fold_rays(rays, FOLD)[None].contiguous()
-
-
-def check_scale(scale: float) -> float:
-    """Return a translation scale, or raise ValueError where it is not a positive number."""
-    if isinstance(scale, (str, bool)) or not 0 < scale < math.inf:
-        raise ValueError(
-            f"translation scale {scale!r}: give a positive length (0.2 is what four frames of "
-            'forward motion make) or "offline".'
-        )
-    return float(scale)
-
-
-def check_intrinsics(intrinsics: Sequence[float]) -> Intrinsics:
-    """Return fx, fy, cx, cy as floats, or raise ValueError where they are no camera's."""
-    numbers = [float(number) for number in intrinsics]
-    if len(numbers) != 4 or not all(map(math.isfinite, numbers)) or min(numbers[:2]) <= 0:
-        raise ValueError(
-            f"intrinsics {numbers}: give fx, fy, cx, cy in pixels of an 832x480 image, all finite, "
-            "fx and fy positive."
-        )
-    fx, fy, cx, cy = numbers
-    return fx, fy, cx, cy

@@ -5,11 +5,27 @@ transformer is conditioned on. Nothing here is a matrix product, so neither auto
 lower the precision: neighbouring pixels differ by less than bf16 resolves.
 """
 
+import math
+from collections.abc import Sequence
+
 import torch
 from einops import rearrange
 from torch import Tensor
 
+Intrinsics = tuple[float, float, float, float]
 GIVEN_FOR = (480, 832)  # height and width that intrinsics are written down for
+
+
+def check_intrinsics(intrinsics: Sequence[float]) -> Intrinsics:
+    """Return fx, fy, cx, cy as floats, or raise ValueError where they are no camera's."""
+    numbers = [float(number) for number in intrinsics]
+    if len(numbers) != 4 or not all(map(math.isfinite, numbers)) or min(numbers[:2]) <= 0:
+        raise ValueError(
+            f"intrinsics {numbers}: give fx, fy, cx, cy in pixels of an 832x480 image, all finite, "
+            "fx and fy positive."
+        )
+    fx, fy, cx, cy = numbers
+    return fx, fy, cx, cy
 
 
 def scale_intrinsics(

@@ -5,6 +5,8 @@ from its origin while its steps are small. Rotations are interpolated on the sho
 (Shoemake, Animating Rotation with Quaternion Curves, 1985).
 """
 
+import math
+
 import torch
 from einops import rearrange
 from torch import Tensor
@@ -109,6 +111,16 @@ def relative_poses(poses: Tensor, previous: Tensor | None = None) -> Tensor:
 def largest_step(relative: Tensor) -> float:
     """Length of the longest translation of relative poses [N, 4, 4]; 1 where none moves."""
     return float(relative[:, :3, 3].norm(dim=1).max()) or 1.0
+
+
+def check_scale(scale: float) -> float:
+    """Return a translation scale, or raise ValueError where it is not a positive number."""
+    if isinstance(scale, (str, bool)) or not 0 < scale < math.inf:
+        raise ValueError(
+            f"translation scale {scale!r}: give a positive length (0.2 is what four frames of "
+            'forward motion make) or "offline".'
+        )
+    return float(scale)
 
 
 def scale_translations(relative: Tensor, scale: float | None) -> Tensor:

@@ -14,7 +14,7 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from lingbot.camera.controls import Intrinsics, check_intrinsics
+from lingbot.camera.plucker import Intrinsics, check_intrinsics
 from lingbot.camera.poses import check_poses
 
 log = logging.getLogger(__name__)
