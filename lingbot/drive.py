@@ -22,7 +22,8 @@ from lingbot.data.first_frame import read_image
 from lingbot.launch import build_all, check_seed
 from lingbot.model.checkpoint import transformer_files
 from lingbot.module import LingBotModule
-from lingbot.parallel.strategy import SequenceParallelMixin, SequenceParallelStrategy
+from lingbot.parallel.sequence_parallel import SequenceParallelMixin
+from lingbot.parallel.strategy import SequenceParallelStrategy
 
 log = logging.getLogger(__name__)
 

@@ -24,7 +24,8 @@ from lingbot.launch import (
     run_folder,
 )
 from lingbot.module import LingBotModule
-from lingbot.parallel.strategy import SequenceParallelMixin, ShardedSequenceParallelStrategy
+from lingbot.parallel.sequence_parallel import SequenceParallelMixin
+from lingbot.parallel.strategy import ShardedSequenceParallelStrategy
 from lingbot.world import check_checkpoint, check_export, save_world
 
 

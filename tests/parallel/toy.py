@@ -16,7 +16,7 @@ from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from lingbot.model.exchange import Exchange, LocalExchange
-from lingbot.parallel.strategy import SequenceParallelMixin
+from lingbot.parallel.sequence_parallel import SequenceParallelMixin
 
 HEADS, WIDTH, CHANNELS, CHUNKS = 12, 2, 3, 2
 MODEL = HEADS * WIDTH
