@@ -21,6 +21,7 @@ from lingbot.camera.controls import CameraControl, Controls
 from lingbot.codec.fused import fuse_decoder
 from lingbot.codec.split import check_decode, make_decoder
 from lingbot.codec.video import VideoCodec, frames_to_uint8
+from lingbot.data.clip_batch import clip_rays, first_drive
 from lingbot.data.first_frame import read_image
 from lingbot.diffusion import FewStepSampler, FlowMatching
 from lingbot.model import (
@@ -34,11 +35,13 @@ from lingbot.model import (
     TransformerConfig,
 )
 from lingbot.model.checkpoint import load_weights
+from lingbot.model.image_condition import image_condition
 from lingbot.model.kernels import Kernels
 from lingbot.model.recompute import check_recompute
 from lingbot.parallel.communication_log import CommunicationLog
+from lingbot.parallel.sequence_parallel import SequenceParallelMixin
 from lingbot.parallel.sharding import shard_weights
-from lingbot.parallel.strategy import SequenceParallelMixin, ShardedSequenceParallelStrategy
+from lingbot.parallel.strategy import ShardedSequenceParallelStrategy
 from lingbot.realtime.session import RealtimeSession
 
 log = logging.getLogger(__name__)
@@ -291,25 +294,10 @@ class LingBotModule(L.LightningModule):
 
     def sample_clip(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
         """Drives the batch's first clip: (generated, true) frames, uint8 [T, H, W, 3] each."""
-        latents = batch["latents"][:1]
-        chunks = latents.shape[2] // self.camera.frames_per_chunk
-        truth = frames_to_uint8(self.codec.decode(latents))[0].cpu()
-        session = self.new_session(batch["image"][0], batch["prompt"][0], seed=self.seed)
-        poses = batch["poses"][0].cpu()
-        with session:
-            steps = [session.step(c) for c in self._controls(poses, batch, chunks)]
+        truth = frames_to_uint8(self.codec.decode(batch["latents"][:1]))[0].cpu()
+        with self.new_session(batch["image"][0], batch["prompt"][0], seed=self.seed) as session:
+            steps = [session.step(controls) for controls in first_drive(batch, self.camera)]
         return torch.cat(steps), truth
-
-    def _controls(self, poses: Tensor, batch: dict[str, Any], chunks: int) -> Iterable[Controls]:
-        first = 4 * (self.camera.frames_per_chunk - 1) + 1
-        length = 4 * self.camera.frames_per_chunk
-        ends = [first + length * i for i in range(chunks)]
-        for begin, end in zip([0, *ends], ends, strict=False):
-            if self.camera.kind == "act":
-                actions = batch["actions"][0][max(begin - 1, 0) : end - 1]
-                yield Controls(actions=tuple(actions))
-            else:
-                yield Controls(poses=poses[begin:end])
 
     def _losses(
         self, batch: dict[str, Any], generator: torch.Generator, resample: bool = False
@@ -317,25 +305,16 @@ class LingBotModule(L.LightningModule):
         assert self.objective is not None
         assert self.transformer is not None
         clean = batch["latents"]
-        condition = clean.new_zeros(clean.shape[0], 4 + clean.shape[1], *clean.shape[2:])
-        condition[:, :4, 0] = 1
-        condition[:, 4:, :1] = batch["image_latent"]
         return self.objective(
             self.transformer,
             clean,
-            condition,
-            self._clip_controls(batch, clean),
+            image_condition(batch["image_latent"], clean.shape[2]),
+            clip_rays(batch, self.camera),
             self.text_encoder(list(batch["prompt"])),
             cache=self.kv_cache,
             exchange=self.exchange(),
             generator=generator,
             resample=resample,
-        )
-
-    def _clip_controls(self, batch: dict[str, Any], clean: Tensor) -> Tensor:
-        """Folded rays [B, channels, F, H, W] of every clip's drive."""
-        return self.camera.clips(
-            batch["poses"].cpu(), clean.shape[2], batch.get("actions"), device=clean.device
         )
 
     def _generator(self, step: int, batch_idx: int) -> torch.Generator:

@@ -25,6 +25,7 @@ from lingbot.codec.streaming import PictureStream
 from lingbot.codec.video import VideoCodec, uint8_to_frames
 from lingbot.diffusion.sampler import FewStepSampler
 from lingbot.model import CachedTransformer
+from lingbot.model.image_condition import image_condition
 from lingbot.model.kv_cache import visible_frames
 from lingbot.parallel.communication_log import CommunicationLog
 from lingbot.realtime.account import StepAccount, StepAccounts
@@ -300,11 +301,8 @@ class RealtimeSession:
     def _conditions(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """Mask and image latents [1, 20, f, h, w] of the first chunk and of all later ones."""
         latent = self.codec.encode(uint8_to_frames(image[None, None].to(self.device)))
-        later = latent.new_zeros(1, 4 + latent.shape[1], self.model.grid.frames, *latent.shape[3:])
-        first = later.clone()
-        first[:, :4, 0] = 1
-        first[:, 4:, :1] = latent
-        return first, later
+        first = image_condition(latent, self.model.grid.frames)
+        return first, torch.zeros_like(first)
 
     def _check_open(self) -> None:
         if not self._open:
