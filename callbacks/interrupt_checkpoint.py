@@ -1,40 +1,100 @@
-"""Keeps what a fit on one rank has learned where it is interrupted."""
+"""Keeps what a fit has learned where it is interrupted."""
 
 from __future__ import annotations
 
 import logging
+import shutil
+import signal
 from pathlib import Path
+from typing import Any
 
+import torch
+import torch.distributed as dist
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+from lingbot.termination import NotedSignals
 
 log = logging.getLogger(__name__)
 
 
 class InterruptCheckpoint(Callback):
-    """Saves a checkpoint to go on from when Ctrl-C or SIGTERM ends a fit of a single rank.
+    """Saves a checkpoint to go on from when Ctrl-C or SIGTERM ends a fit.
 
-    Not after errors, whose state may be the broken one; and not on several ranks, which stop
-    wherever each of them is: those that save would wait for the others.
+    A fit of one rank is ended where it is; several ranks end together after a step, whichever of
+    them has been told. Not after errors, whose state may be the broken one.
 
     Args:
-        path: the checkpoint; an existing file is replaced, at once or not at all.
+        path: the checkpoint; an existing one stays until it is complete.
     """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
+        self._noted = NotedSignals(signal.SIGINT, signal.SIGTERM)
+        self._group: dist.ProcessGroup | None = None
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Several ranks listen; a group on their hosts lets them agree without any device."""
+        if trainer.world_size > 1:
+            self._group = dist.new_group(backend="gloo")
+            self._noted.listen()
+
+    def on_train_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        """Where a rank has been told to end, all of them save and end.
+
+        Raises:
+            KeyboardInterrupt: on the first rank, after Ctrl-C.
+            SIGTERMException: otherwise.
+        """
+        if self._group is None:
+            return
+        told = torch.tensor(self._noted.told)
+        dist.all_reduce(told, dist.ReduceOp.MAX, self._group)
+        if told:
+            self._save(trainer)
+            if told == signal.SIGINT and trainer.is_global_zero:
+                raise KeyboardInterrupt
+            raise SIGTERMException
 
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
-        """Save, where there is something to save."""
-        told = isinstance(exception, (KeyboardInterrupt, SIGTERMException))
-        learned = trainer.state.fn == TrainerFn.FITTING and trainer.global_step > 0
-        if told and learned and trainer.world_size == 1:
-            trainer.save_checkpoint(self.path)
+        """Save what one rank has learned; several have done so, or stopped wherever each was."""
+        self._stop_listening()
+        if isinstance(exception, (KeyboardInterrupt, SIGTERMException)) and trainer.world_size == 1:
+            self._save(trainer)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._stop_listening()
+
+    def _save(self, trainer: Trainer) -> None:
+        """Save, where there is something to save; what is there already stays until that is done.
+
+        Of sharded weights a checkpoint is a folder, which takes longer than a signal may leave.
+        """
+        if trainer.state.fn != TrainerFn.FITTING or trainer.global_step == 0:
+            return
+        unfinished = self.path.with_name(f"unfinished_{self.path.name}")
+        trainer.save_checkpoint(unfinished)  # all ranks, and each waits for the others
+        if trainer.is_global_zero:
+            if self.path.is_dir():
+                shutil.rmtree(self.path)
+            unfinished.replace(self.path)
             log.info(
                 "Interrupted at step %d; go on from there by ckpt_path=%s",
                 trainer.global_step,
                 self.path.resolve(),
             )
+
+    def _stop_listening(self) -> None:
+        if self._group is not None:
+            self._noted.put_back()
+            self._group = None

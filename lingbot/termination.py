@@ -1,7 +1,7 @@
-"""SIGTERM ends a drive at its next step, on all ranks at once, with its files complete.
+"""Signals that end a run at its next step, on all ranks at once, with its files complete.
 
-Lightning's own handler is made for training: prediction never looks at what it notes, and it speaks
-to the other ranks from inside the signal, where they may be in the middle of an exchange.
+Lightning's own handler speaks to the other ranks from inside the signal, where they may be in the
+middle of an exchange, and prediction never looks at what it notes.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import signal
 import threading
 from collections.abc import Iterator
 from types import FrameType
+from typing import Any
 
 import lightning as L
 
@@ -20,19 +21,52 @@ from lingbot.data.control_stream import ControlStream
 log = logging.getLogger(__name__)
 
 
+class NotedSignals:
+    """Takes note of signals, instead of being ended by them wherever the process is.
+
+    Ctrl-C once more ends it there after all.
+
+    Args:
+        numbers: the signals, of which others than the main thread get none.
+    """
+
+    def __init__(self, *numbers: signal.Signals) -> None:
+        self.numbers, self.told = numbers, 0
+        self._before: dict[signal.Signals, Any] = {}
+
+    def listen(self) -> None:
+        """Take note from here on."""
+        self.told = 0
+        if threading.current_thread() is threading.main_thread():
+            self._before = {number: signal.signal(number, self._note) for number in self.numbers}
+
+    def put_back(self) -> None:
+        """Leave signals to whoever had them before."""
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before = {}
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.told == number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.told = number
+
+
 class Termination(L.Callback):
     """Takes note of SIGTERM while a Trainer predicts; Lightning puts back what was there before."""
 
     def __init__(self) -> None:
-        self.told = False
+        self._noted = NotedSignals(signal.SIGTERM)
+        self._earlier = False
+
+    @property
+    def told(self) -> bool:
+        """Whether the process has been told to end."""
+        return self._earlier or self._noted.told > 0
 
     def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self.told = trainer.received_sigterm
-        if threading.current_thread() is threading.main_thread():  # others get no signals
-            signal.signal(signal.SIGTERM, self._take_note)
-
-    def _take_note(self, number: int, frame: FrameType | None) -> None:
-        self.told = True
+        self._earlier = trainer.received_sigterm
+        self._noted.listen()
 
 
 class UntilTerminated:

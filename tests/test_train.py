@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -73,6 +75,56 @@ def test_an_interrupted_training_goes_on_where_it_was(tmp_path, error):
                 "train/loss"
             ]
         )
+
+
+class Signal(Callback):
+    """Sends a process a signal after its second step."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def on_train_batch_end(self, trainer, *_) -> None:
+        if trainer.global_step == 2:
+            os.kill(os.getpid(), self.number)
+
+
+def _interrupted(rank: int, folder: str, strategy: str, number: int) -> tuple[str, bool]:
+    """Of two ranks the second one gets a signal; how this one ends, and whether it put it back."""
+    many = ["trainer.max_steps=50", "trainer.val_check_interval=50", "export_dir=null"]
+    ranks = ["trainer.devices=2", f"strategy={strategy}", "callbacks.contact_sheet=null"]
+    told = [f"+callbacks.told={{_target_: tests.test_train.Signal, number: {number}}}"] * rank
+    before = signal.getsignal(signal.SIGINT)
+    place = f"paths.output_dir='{folder}'"
+    try:
+        train(composed("train", [*TINY_TRAINING, *many, *ranks, *told, place]))
+    except SystemExit as end:
+        how = type(end.__context__ or end).__name__
+    return how, signal.getsignal(signal.SIGINT) in (before, signal.SIG_IGN)
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize(
+    ("strategy", "number", "ends"),
+    [
+        ("sequence_parallel", signal.SIGTERM, ["SIGTERMException", "SIGTERMException"]),
+        ("sharded_sequence_parallel", signal.SIGINT, ["KeyboardInterrupt", "SIGTERMException"]),
+    ],
+)
+def test_several_ranks_end_after_the_same_step_whichever_is_told(tmp_path, strategy, number, ends):
+    folder = tmp_path / "run"
+    ended = run_ranks(_interrupted, 2, str(folder), strategy, int(number), timeout=120)
+    assert ended == [(end, True) for end in ends]
+    (last,) = (folder / "checkpoints").iterdir()
+    assert last.name == "last.ckpt"
+    if last.is_file():
+        assert torch.load(last, weights_only=False)["global_step"] in (2, 3)
+    onward = [f"ckpt_path='{last}'", "trainer.max_steps=4", "callbacks=none", "export_dir=null"]
+    run_ranks(_train, 2, str(tmp_path / "on"), [f"strategy={strategy}", *onward], timeout=120)
+
+
+def _train(rank: int, folder: str, overrides: list[str]) -> float:
+    ranks = ["trainer.devices=2", "trainer.val_check_interval=2", f"paths.output_dir='{folder}'"]
+    return train(composed("train", [*TINY_TRAINING, *ranks, *overrides]))["train/loss"]
 
 
 def _train_sharded(rank: int, folder: str, overrides: list[str]) -> float:
