@@ -22,8 +22,9 @@ log = logging.getLogger(__name__)
 class InterruptCheckpoint(Callback):
     """Saves a checkpoint to go on from when Ctrl-C or SIGTERM ends a fit.
 
-    A fit of one rank is ended where it is; several ranks end together after a step, whichever of
-    them has been told. Not after errors, whose state may be the broken one.
+    A fit of one rank is ended where it is; several ranks end together, whichever of them has been
+    told, after a training step or a batch of validation. Not after errors, whose state may be the
+    broken one.
 
     Args:
         path: the checkpoint; an existing one stays until it is complete.
@@ -33,27 +34,43 @@ class InterruptCheckpoint(Callback):
         self.path = Path(path)
         self._noted = NotedSignals(signal.SIGINT, signal.SIGTERM)
         self._group: dist.ProcessGroup | None = None
+        self._step = 0  # at which the ranks last agreed
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Several ranks listen; a group on their hosts lets them agree without any device."""
         if trainer.world_size > 1:
-            self._group = dist.new_group(backend="gloo")
+            self._group, self._step = dist.new_group(backend="gloo"), trainer.global_step
             self._noted.listen()
 
-    def on_train_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
         """Where a rank has been told to end, all of them save and end.
+
+        Not between batches whose gradients accumulate.
 
         Raises:
             KeyboardInterrupt: on the first rank, after Ctrl-C.
             SIGTERMException: otherwise.
         """
+        if trainer.global_step > self._step:
+            self._step = trainer.global_step
+            self._agree(trainer)
+
+    def on_validation_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        """The same: a validation may take longer than a process is given to end."""
+        self._agree(trainer)
+
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        """Save what one rank has learned; several have done so, or stopped wherever each was."""
+        self._group = None
+        if isinstance(exception, (KeyboardInterrupt, SIGTERMException)) and trainer.world_size == 1:
+            self._save(trainer)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._group = None  # Lightning has put signals back
+
+    def _agree(self, trainer: Trainer) -> None:
         if self._group is None:
             return
         told = torch.tensor(self._noted.told)
@@ -64,17 +81,6 @@ class InterruptCheckpoint(Callback):
                 raise KeyboardInterrupt
             raise SIGTERMException
 
-    def on_exception(
-        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
-    ) -> None:
-        """Save what one rank has learned; several have done so, or stopped wherever each was."""
-        self._stop_listening()
-        if isinstance(exception, (KeyboardInterrupt, SIGTERMException)) and trainer.world_size == 1:
-            self._save(trainer)
-
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        self._stop_listening()
-
     def _save(self, trainer: Trainer) -> None:
         """Save, where there is something to save; what is there already stays until that is done.
 
@@ -83,10 +89,13 @@ class InterruptCheckpoint(Callback):
         if trainer.state.fn != TrainerFn.FITTING or trainer.global_step == 0:
             return
         unfinished = self.path.with_name(f"unfinished_{self.path.name}")
+        if trainer.is_global_zero:
+            _remove(unfinished)
+        trainer.strategy.barrier()
         trainer.save_checkpoint(unfinished)  # all ranks, and each waits for the others
         if trainer.is_global_zero:
-            if self.path.is_dir():
-                shutil.rmtree(self.path)
+            if unfinished.is_dir() or self.path.is_dir():
+                _remove(self.path)  # neither can take the other's place
             unfinished.replace(self.path)
             log.info(
                 "Interrupted at step %d; go on from there by ckpt_path=%s",
@@ -94,7 +103,10 @@ class InterruptCheckpoint(Callback):
                 self.path.resolve(),
             )
 
-    def _stop_listening(self) -> None:
-        if self._group is not None:
-            self._noted.put_back()
-            self._group = None
+
+def _remove(path: Path) -> None:
+    """A checkpoint, or a link to one, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

@@ -31,6 +31,8 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from lingbot.termination import end_with_parent
+
 log = logging.getLogger(__name__)
 
 # Written by people, so commas, spaces and colons in them must not be read as Hydra's grammar.
@@ -40,6 +42,7 @@ FREE_TEXT = re.compile(
 )
 REFUSALS = (ValueError, OSError, OmegaConfBaseException, MisconfigurationException)
 LARGEST_SEED = 2**32 - 1
+FIRST_RANK = "LINGBOT_FIRST_RANK"  # tells ranks that Lightning starts who started them
 
 
 class Refused(ValueError):
@@ -69,12 +72,16 @@ def run_command(task: Callable[[DictConfig], Any], name: str) -> None:
     expect of a process that a signal ends: 130 for Ctrl-C, 143 for SIGTERM.
     """
     began = False
+    if rank() == 0:
+        os.environ[FIRST_RANK] = str(os.getpid())
 
     def job(cfg: DictConfig) -> Any:
         nonlocal began
         began = True
         if rank() > 0:
             logging.getLogger("lingbot").setLevel(logging.WARNING)
+            if os.environ.get(FIRST_RANK) == str(os.getppid()):
+                end_with_parent()
         try:
             return task(cfg)
         except Refused as refusal:

@@ -1,4 +1,4 @@
-"""Signals that end a run at its next step, on all ranks at once, with its files complete.
+"""How runs end early: by signals at their next step, all ranks at once, with their files complete.
 
 Lightning's own handler speaks to the other ranks from inside the signal, where they may be in the
 middle of an exchange, and prediction never looks at what it notes.
@@ -7,11 +7,12 @@ middle of an exchange, and prediction never looks at what it notes.
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from types import FrameType
-from typing import Any
 
 import lightning as L
 
@@ -24,32 +25,46 @@ log = logging.getLogger(__name__)
 class NotedSignals:
     """Takes note of signals, instead of being ended by them wherever the process is.
 
-    Ctrl-C once more ends it there after all.
+    Made to be used inside a Trainer's work: Lightning puts all handlers back when that ends. Ctrl-C
+    once more ends it there after all.
 
     Args:
-        numbers: the signals, of which others than the main thread get none.
+        numbers: the signals. They reach the main thread alone; in another nothing is ever noted.
+
+    Attributes:
+        told: number of the last signal, 0 for none.
     """
 
     def __init__(self, *numbers: signal.Signals) -> None:
         self.numbers, self.told = numbers, 0
-        self._before: dict[signal.Signals, Any] = {}
 
     def listen(self) -> None:
         """Take note from here on."""
         self.told = 0
         if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._note) for number in self.numbers}
-
-    def put_back(self) -> None:
-        """Leave signals to whoever had them before."""
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-        self._before = {}
+            for number in self.numbers:
+                signal.signal(number, self._note)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self.told == number == signal.SIGINT:
             raise KeyboardInterrupt
         self.told = number
+
+
+def end_with_parent(grace_s: float = 20.0) -> None:
+    """Let this process, a rank that the first one has started, end soon after that one does.
+
+    It would wait for it in a meeting or a collective, for as long as those may take.
+    """
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        time.sleep(grace_s)  # for what it is about to finish
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 class Termination(L.Callback):

@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 
 import pytest
 
@@ -11,11 +13,11 @@ from lingbot.termination import NotedSignals
 @pytest.fixture
 def noted():
     noted = NotedSignals(signal.SIGINT, signal.SIGTERM)
-    before = [signal.getsignal(number) for number in noted.numbers]
+    before = {number: signal.getsignal(number) for number in noted.numbers}
     noted.listen()
     yield noted
-    noted.put_back()
-    assert [signal.getsignal(number) for number in noted.numbers] == before
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 def test_a_signal_is_noted_and_nothing_else_happens(noted):
@@ -33,6 +35,19 @@ def test_ctrl_c_once_more_interrupts(noted):
 
 def test_listening_again_forgets_what_was_told(noted):
     os.kill(os.getpid(), signal.SIGTERM)
-    noted.put_back()
     noted.listen()
     assert noted.told == 0
+
+
+@pytest.mark.processes
+def test_a_rank_ends_soon_after_the_one_that_started_it():
+    child = (
+        "import time; from lingbot.termination import end_with_parent; end_with_parent(0.1);"
+        "print('ready', flush=True); time.sleep(90)"
+    )
+    parent = (
+        "import subprocess, sys; subprocess.Popen("
+        f"[sys.executable, '-c', {child!r}], stdout=subprocess.PIPE).stdout.readline()"
+    )
+    # the child holds its end of the pipe for errors until it ends
+    subprocess.run([sys.executable, "-c", parent], stderr=subprocess.PIPE, timeout=60, check=True)

@@ -78,53 +78,65 @@ def test_an_interrupted_training_goes_on_where_it_was(tmp_path, error):
 
 
 class Signal(Callback):
-    """Sends a process a signal after its second step."""
+    """Sends a process a signal after a step, or in its next validation."""
 
-    def __init__(self, number: int) -> None:
-        self.number = number
+    def __init__(self, number: int, step: int, validating: bool) -> None:
+        self.number, self.step, self.validating = number, step, validating
 
     def on_train_batch_end(self, trainer, *_) -> None:
-        if trainer.global_step == 2:
+        if trainer.global_step == self.step and not self.validating:
+            os.kill(os.getpid(), self.number)
+
+    def on_validation_batch_start(self, trainer, *_) -> None:
+        if trainer.global_step == self.step and self.validating:
             os.kill(os.getpid(), self.number)
 
 
-def _interrupted(rank: int, folder: str, strategy: str, number: int) -> tuple[str, bool]:
-    """Of two ranks the second one gets a signal; how this one ends, and whether it put it back."""
-    many = ["trainer.max_steps=50", "trainer.val_check_interval=50", "export_dir=null"]
-    ranks = ["trainer.devices=2", f"strategy={strategy}", "callbacks.contact_sheet=null"]
-    told = [f"+callbacks.told={{_target_: tests.test_train.Signal, number: {number}}}"] * rank
-    before = signal.getsignal(signal.SIGINT)
-    place = f"paths.output_dir='{folder}'"
+def _train(rank: int, folder: str, overrides: list[str]) -> tuple[str, float, bool]:
+    """How a fit on two ranks ends, with which loss, and whether signals are as they were."""
+    ranks = ["trainer.devices=2", "trainer.max_steps=6", f"paths.output_dir='{folder}'"]
+    quiet = ["callbacks.contact_sheet=null", "export_dir=null"]
+    cfg = composed("train", [*TINY_TRAINING, *ranks, *quiet, *overrides])
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    how, loss = "done", math.nan
     try:
-        train(composed("train", [*TINY_TRAINING, *many, *ranks, *told, place]))
+        loss = train(cfg)["train/loss"]
     except SystemExit as end:
         how = type(end.__context__ or end).__name__
-    return how, signal.getsignal(signal.SIGINT) in (before, signal.SIG_IGN)
+    after = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    return how, loss, after == before
 
 
 @pytest.mark.processes
 @pytest.mark.parametrize(
-    ("strategy", "number", "ends"),
+    ("strategy", "number", "validating", "ends"),
     [
-        ("sequence_parallel", signal.SIGTERM, ["SIGTERMException", "SIGTERMException"]),
-        ("sharded_sequence_parallel", signal.SIGINT, ["KeyboardInterrupt", "SIGTERMException"]),
+        ("sequence_parallel", signal.SIGTERM, False, ["SIGTERMException", "SIGTERMException"]),
+        ("sharded_sequence_parallel", signal.SIGINT, True, ["KeyboardInterrupt"]),
     ],
+    ids=["after a step", "in validation"],
 )
-def test_several_ranks_end_after_the_same_step_whichever_is_told(tmp_path, strategy, number, ends):
-    folder = tmp_path / "run"
-    ended = run_ranks(_interrupted, 2, str(folder), strategy, int(number), timeout=120)
-    assert ended == [(end, True) for end in ends]
-    (last,) = (folder / "checkpoints").iterdir()
-    assert last.name == "last.ckpt"
-    if last.is_file():
-        assert torch.load(last, weights_only=False)["global_step"] in (2, 3)
-    onward = [f"ckpt_path='{last}'", "trainer.max_steps=4", "callbacks=none", "export_dir=null"]
-    run_ranks(_train, 2, str(tmp_path / "on"), [f"strategy={strategy}", *onward], timeout=120)
+def test_ranks_end_together_whichever_is_told_and_go_on_as_if_nothing_had_been(
+    tmp_path, strategy, number, validating, ends
+):
+    data, folder = f"paths.data_dir='{tmp_path}/data'", tmp_path / "run"
+    common = [data, f"strategy={strategy}", "trainer.val_check_interval=2"]
+    whole = run_ranks(_train, 2, str(tmp_path / "whole"), common, timeout=120)
+    told = f"number: {int(number)}, step: {4 if validating else 3}, validating: {validating}"
+    told = f"+callbacks.told={{_target_: tests.test_train.Signal, {told}}}"
+    ended = run_ranks(_interrupted, 2, str(folder), common, told, timeout=120)
+    assert [how for how, *_ in ended][: len(ends)] == ends
+    last = folder / "checkpoints" / "last.ckpt"
+    assert last.is_dir() is strategy.startswith("sharded")
+    assert not list(last.parent.glob("unfinished*"))
+    onward = [*common, f"ckpt_path='{last}'"]
+    resumed = run_ranks(_train, 2, str(tmp_path / "on"), onward, timeout=120)
+    assert resumed == whole == [("done", whole[0][1], True)] * 2
 
 
-def _train(rank: int, folder: str, overrides: list[str]) -> float:
-    ranks = ["trainer.devices=2", "trainer.val_check_interval=2", f"paths.output_dir='{folder}'"]
-    return train(composed("train", [*TINY_TRAINING, *ranks, *overrides]))["train/loss"]
+def _interrupted(rank: int, folder: str, overrides: list[str], told: str) -> tuple:
+    """The second rank alone is told."""
+    return _train(rank, folder, [*overrides, told] if rank else overrides)
 
 
 def _train_sharded(rank: int, folder: str, overrides: list[str]) -> float:

@@ -3,12 +3,12 @@
 As published, a convolution's input is normalised, scaled, activated, joined with the two frames
 before it and padded in ten passes over memory, which at full resolution take longer than the
 convolution. Here `lingbot.codec.rows` makes it in one, and the convolution pads in height and
-width itself. On GPUs it makes it wider, too, where cuDNN has a faster kernel for more channels.
+width itself. On Hopper it makes it wider, too, where cuDNN has a faster kernel for more channels.
 """
 
 from __future__ import annotations
 
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -27,7 +27,7 @@ from lingbot.codec.video import VideoCodec
 
 BEFORE = 2  # frames that a causal convolution sees before the present one
 AT_ONCE = 4  # latent frames decoded together at most: memory grows with them
-MULTIPLE = 64  # channels; cuDNN's kernels for Hopper take no others
+MULTIPLE = 64  # channels: cuDNN's kernels for Hopper take no others, and older ones are slower
 
 
 def fuse_decoder(codec: VideoCodec) -> None:
@@ -38,19 +38,18 @@ def fuse_decoder(codec: VideoCodec) -> None:
     Worth it for weights whose channels come last; others are laid out anew in every convolution.
     """
     decoder = codec.vae.decoder
-    if isinstance(codec.head, FusedHead):
-        codec.head.weights_changed()
+    if not isinstance(codec.head, FusedHead):
+        codec.head = FusedHead(decoder.norm_out, decoder.conv_out)
+        codec.frames_at_once = AT_ONCE
         for layer in decoder.modules():
             if isinstance(layer, WanResidualBlock):
-                layer.forward.weights_changed()
-        return
-    codec.head = FusedHead(decoder.norm_out, decoder.conv_out)
-    codec.frames_at_once = AT_ONCE
+                layer.forward = FusedResidual(layer)
+            elif isinstance(layer, WanResample):
+                layer.forward = partial(upsample, layer)
+    codec.head.weights_changed()
     for layer in decoder.modules():
         if isinstance(layer, WanResidualBlock):
-            layer.forward = FusedResidual(layer)
-        elif isinstance(layer, WanResample):
-            layer.forward = partial(upsample, layer)
+            layer.forward.weights_changed()
 
 
 class NormedConvolution:
@@ -60,7 +59,7 @@ class NormedConvolution:
         norm: of the convolution's input.
         convolution: 3 frames, height and width wide.
         multiple: of the channels that it is computed with, where that adds half of them at most.
-            None: 64 on GPUs, for 64 and more outputs.
+            None: 64 from Hopper on, for 64 and more outputs.
     """
 
     def __init__(
@@ -81,25 +80,37 @@ class NormedConvolution:
         joined = as_video(joined, BEFORE + frames, height, width)
         return F.conv3d(joined, weight, padding=(0, 1, 1))
 
+    @torch.inference_mode(False)
+    @torch.no_grad()
     def weights_changed(self) -> None:
         """Take the convolution's weights anew; where they lie, recordings go on to read them."""
-        if self._padded is not None:
-            self._padded[:, : self.convolution.in_channels] = self.convolution.weight
+        weight, added = self.convolution.weight, self._added_channels()
+        if not added:
+            self._padded = None
+            return
+        padded = F.pad(weight.movedim(1, -1), (0, added)).movedim(-1, 1)
+        if self._padded is not None and _alike(self._padded, weight):
+            self._padded.copy_(padded)
+        else:
+            self._padded = padded
 
     def _weight(self) -> Tensor:
         """The weights, with zeros for channels that the input does not have."""
+        weight = self.convolution.weight
+        if not self._added_channels():
+            return weight
+        if self._padded is None or not _alike(self._padded, weight):
+            self.weights_changed()  # the codec has moved since
+        assert self._padded is not None
+        return self._padded
+
+    def _added_channels(self) -> int:
         weight, channels = self.convolution.weight, self.convolution.in_channels
         multiple = self._multiple
         if multiple is None:
-            multiple = MULTIPLE if weight.is_cuda and len(weight) >= MULTIPLE else 1
+            multiple = MULTIPLE if len(weight) >= MULTIPLE and _is_hopper(weight.device) else 1
         added = -channels % multiple
-        if not 0 < 2 * added <= channels:
-            return weight
-        padded = self._padded
-        if padded is None or (padded.dtype, padded.device) != (weight.dtype, weight.device):
-            padded = F.pad(weight.detach().movedim(1, -1), (0, added)).movedim(-1, 1)
-            self._padded = padded
-        return padded
+        return added if 2 * added <= channels else 0
 
 
 class FusedResidual:
@@ -171,3 +182,13 @@ def as_rows(x: Tensor) -> Tensor:
 def as_video(rows: Tensor, frames: int, height: int, width: int) -> Tensor:
     """Rows [B, T * H * W, C] as a view [B, C, T, H, W]."""
     return rows.unflatten(1, (frames, height, width)).movedim(-1, 1)
+
+
+def _alike(one: Tensor, other: Tensor) -> bool:
+    return (one.dtype, one.device) == (other.dtype, other.device)
+
+
+@cache
+def _is_hopper(device: torch.device) -> bool:
+    """Or later."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)

@@ -39,8 +39,10 @@ class CausalState(NamedTuple):
 
     def keep(self, last: Tensor) -> None:
         """`last` is the feature from here on, in the same memory if it can be."""
-        if isinstance(self.last, Tensor) and self.last.shape == last.shape:
-            self.last.copy_(last)
+        kept = self.last
+        fits = isinstance(kept, Tensor) and kept.shape == last.shape
+        if fits and (torch.is_inference_mode_enabled() or not kept.is_inference()):
+            kept.copy_(last)
             self.place[0] += 1
         else:
             self.mark(last.clone())  # a view would keep all of what it is a part of
