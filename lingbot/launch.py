@@ -72,16 +72,15 @@ def run_command(task: Callable[[DictConfig], Any], name: str) -> None:
     expect of a process that a signal ends: 130 for Ctrl-C, 143 for SIGTERM.
     """
     began = False
-    if rank() == 0:
-        os.environ[FIRST_RANK] = str(os.getpid())
 
     def job(cfg: DictConfig) -> Any:
         nonlocal began
         began = True
-        if rank() > 0:
+        if rank() == 0:
+            os.environ[FIRST_RANK] = str(os.getpid())
+        else:
             logging.getLogger("lingbot").setLevel(logging.WARNING)
-            if os.environ.get(FIRST_RANK) == str(os.getppid()):
-                end_with_parent()
+            follow_first_rank()
         try:
             return task(cfg)
         except Refused as refusal:
@@ -212,6 +211,13 @@ def for_rank(rank: int) -> list[str]:
     if rank == 0 or "TORCHELASTIC_RUN_ID" not in os.environ:
         return []
     return ["hydra.output_subdir=null", f"hydra.job.name=rank_{rank}"]
+
+
+def follow_first_rank() -> None:
+    """A rank that Lightning has started ends when the first one does; torchrun sees to its own."""
+    first = int(os.environ.get(FIRST_RANK, os.getpid()))
+    if first != os.getpid() and "TORCHELASTIC_RUN_ID" not in os.environ:
+        end_with_parent(first)
 
 
 def rank() -> int:

@@ -51,20 +51,36 @@ class NotedSignals:
         self.told = number
 
 
-def end_with_parent(grace_s: float = 20.0) -> None:
+def end_with_parent(parent: int, grace_s: float = 20.0) -> None:
     """Let this process, a rank that the first one has started, end soon after that one does.
 
     It would wait for it in a meeting or a collective, for as long as those may take.
+
+    Args:
+        parent: the first rank's process, which may have ended by now. One that is there and has
+            not started this process is none.
+        grace_s: for what this process is about to finish.
     """
-    parent = os.getppid()
+    if os.getppid() != parent and _exists(parent):
+        return
 
     def watch() -> None:
         while os.getppid() == parent:
             time.sleep(1)
-        time.sleep(grace_s)  # for what it is about to finish
+        time.sleep(grace_s)
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
+
+
+def _exists(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 class Termination(L.Callback):

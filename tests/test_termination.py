@@ -4,10 +4,11 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 
 import pytest
 
-from lingbot.termination import NotedSignals
+from lingbot.termination import NotedSignals, end_with_parent
 
 
 @pytest.fixture
@@ -42,7 +43,8 @@ def test_listening_again_forgets_what_was_told(noted):
 @pytest.mark.processes
 def test_a_rank_ends_soon_after_the_one_that_started_it():
     child = (
-        "import time; from lingbot.termination import end_with_parent; end_with_parent(0.1);"
+        "import os, time; from lingbot.termination import end_with_parent;"
+        "end_with_parent(os.getppid(), grace_s=0.1);"
         "print('ready', flush=True); time.sleep(90)"
     )
     parent = (
@@ -51,3 +53,9 @@ def test_a_rank_ends_soon_after_the_one_that_started_it():
     )
     # the child holds its end of the pipe for errors until it ends
     subprocess.run([sys.executable, "-c", parent], stderr=subprocess.PIPE, timeout=60, check=True)
+
+
+def test_a_process_that_did_not_start_this_one_is_not_followed():
+    threads = threading.active_count()
+    end_with_parent(os.getpid(), grace_s=0)
+    assert threading.active_count() == threads
