@@ -52,13 +52,13 @@ class NotedSignals:
 
 
 def end_with_parent(parent: int, grace_s: float = 20.0) -> None:
-    """Let this process, a rank that the first one has started, end soon after that one does.
+    """Let this process, a rank that another process has started, end soon after that one does.
 
     It would wait for it in a meeting or a collective, for as long as those may take.
 
     Args:
-        parent: the first rank's process, which may have ended by now. One that is there and has
-            not started this process is none.
+        parent: that process, which may have ended by now. One that is there and has not started
+            this one is not followed.
         grace_s: for what this process is about to finish.
     """
     if os.getppid() != parent and _exists(parent):

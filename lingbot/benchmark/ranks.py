@@ -11,7 +11,6 @@ import multiprocessing
 import os
 import pickle
 import tempfile
-import threading
 import time
 import traceback
 from collections.abc import Callable, Sequence
@@ -26,6 +25,7 @@ from lingbot.benchmark.measure import Measurement
 from lingbot.benchmark.plan import Plan
 from lingbot.benchmark.records import RankRecord
 from lingbot.benchmark.settings import Setting
+from lingbot.termination import end_with_parent
 
 _processes = multiprocessing.get_context("spawn")  # CUDA does not survive a fork
 
@@ -104,7 +104,10 @@ def _rank(
     plan: Plan,
     meeting: Path,
 ) -> None:
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    assert parent.pid is not None
+    end_with_parent(parent.pid, grace_s=0)  # killed parents cannot clean up
     try:
         torch.set_num_threads(max(1, plan.threads // ranks))
         device = torch.device(plan.device, rank) if plan.device == "cuda" else torch.device("cpu")
@@ -142,14 +145,6 @@ def _join(
 
 def _send(sender: Connection, kind: str, content: object) -> None:
     sender.send_bytes(pickle.dumps((kind, content)))
-
-
-def _end_with_parent() -> None:
-    """Killed parents cannot clean up; their ranks see them go."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
 
 
 def _name(device: torch.device) -> str:
