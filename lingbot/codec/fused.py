@@ -46,7 +46,6 @@ def fuse_decoder(codec: VideoCodec) -> None:
                 layer.forward = FusedResidual(layer)
             elif isinstance(layer, WanResample):
                 layer.forward = partial(upsample, layer)
-    codec.head.weights_changed()
     for layer in decoder.modules():
         if isinstance(layer, WanResidualBlock):
             layer.forward.weights_changed()
@@ -145,9 +144,6 @@ class FusedHead:
         bias = self._convolve.convolution.bias
         assert bias is not None
         return self._convolve(x, None, state) + bias.view(-1, 1, 1, 1)
-
-    def weights_changed(self) -> None:
-        self._convolve.weights_changed()
 
 
 def upsample(layer: WanResample, x: Tensor, feat_cache: list[Any], feat_idx: list[int]) -> Tensor:

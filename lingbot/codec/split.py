@@ -17,7 +17,7 @@ from typing import Literal, get_args
 from torch import Tensor, nn
 
 from lingbot.codec.graphed import GraphedDecoder
-from lingbot.codec.streaming import CausalState, PictureStream, StreamingDecoder
+from lingbot.codec.streaming import PictureStream, StreamingDecoder
 from lingbot.codec.video import VideoCodec
 from lingbot.model.exchange import Exchange
 from lingbot.parallel.splits import Splits, even_splits
@@ -49,8 +49,19 @@ class StripPlan:
         begin, scale = self.splits.start(rank), self.scales[-1]
         return begin * scale, (begin + self.splits.sizes[rank]) * scale
 
+    def begin(self, rank: int, block: int) -> int:
+        """The first column that the rank still has, where an up block or what follows takes it."""
+        if block == 0:
+            return 0
+        return self.needed(rank, block - 1)[0] * self.scales[block] // self.scales[block - 1]
+
     def needed(self, rank: int, block: int) -> tuple[int, int]:
-        """Columns [begin, end) of an up block's input that the rank's strip depends on."""
+        """Columns [begin, end) of an up block's input that the rank's strip depends on.
+
+        What follows the last block is the decoder's output, of which that is the strip.
+        """
+        if block == len(self.halos):
+            return self.strip(rank)
         begin, scale, halo = self.splits.start(rank), self.scales[block], self.halos[block]
         end = (begin + self.splits.sizes[rank]) * scale
         return max(0, begin * scale - halo), min(self.splits.total * scale, end + halo)
@@ -89,17 +100,11 @@ class SplitDecoder(StreamingDecoder):
         """Whole pictures from the strips of all ranks: a collective."""
         return self._exchange.gather_strips(strip, self._widths)
 
-    def _decode_frames(self, x: Tensor, first: bool) -> Tensor:
-        decoder, rank = self.codec.vae.decoder, self._exchange.rank
-        state = CausalState(self.state, [0])
-        x = decoder.mid_block(state.convolve(decoder.conv_in, x), *state)  # [B, C, t, h, w]
-        begin = 0  # the first column that x still has
-        for block, module in enumerate(decoder.up_blocks):
-            left, right = self.plan.needed(rank, block)
-            x = module(x[..., left - begin : right - begin], *state, first_chunk=first)
-            begin = left * self.plan.scales[block + 1] // self.plan.scales[block]
-        left, right = self.plan.strip(rank)
-        return self.codec.head(x, state)[..., left - begin : right - begin]
+    def _needed(self, x: Tensor, place: int) -> Tensor:
+        rank = self._exchange.rank
+        left, right = self.plan.needed(rank, place)
+        begin = self.plan.begin(rank, place)
+        return x[..., left - begin : right - begin]
 
     def _check(self, latents: Tensor) -> None:
         super()._check(latents)

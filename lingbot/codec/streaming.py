@@ -143,9 +143,13 @@ class StreamingDecoder:
         """Latent frames `[B, 16, t, h, w]` through the decoder, updating the causal state."""
         decoder, state = self.codec.vae.decoder, CausalState(self.state, [0])
         x = decoder.mid_block(state.convolve(decoder.conv_in, x), *state)
-        for block in decoder.up_blocks:
-            x = block(x, *state, first_chunk=first)
-        return self.codec.head(x, state)
+        for place, block in enumerate(decoder.up_blocks):
+            x = block(self._needed(x, place), *state, first_chunk=first)
+        return self._needed(self.codec.head(x, state), len(decoder.up_blocks))
+
+    def _needed(self, x: Tensor, place: int) -> Tensor:
+        """What up block `place` takes of its input, here all; after the last one, what is shown."""
+        return x
 
     def _check(self, latents: Tensor) -> None:
         channels = self.codec.latent_channels
