@@ -75,8 +75,9 @@ def _add_pace(add: Callable[[str, Cell], None], among: Sequence[Result]) -> None
         add("MFU, of the peak without fp8", lambda r: "" if r.mfu is None else f"{r.mfu:.1%}")
     add("floor, measured here in bursts", lambda r: f"{r.floor_ms:.1f}")
     add("fraction of the roofline", lambda r: f"{r.floor_ms / r.transformer_ms:.1%}")
-    add("floor, for as long as a step", lambda r: f"{r.sustained_floor_ms:.1f}")
-    add("fraction of that", lambda r: f"{r.sustained_floor_ms / r.transformer_ms:.1%}")
+    if all(result.records[0].device != "CPU" for result in among):  # whose power limits nothing
+        add("floor, for as long as a step", lambda r: f"{r.sustained_floor_ms:.1f}")
+        add("fraction of that", lambda r: f"{r.sustained_floor_ms / r.transformer_ms:.1%}")
 
 
 def differences_table(among: Sequence[Result]) -> Table | None:
