@@ -66,7 +66,7 @@ def bench(cfg: DictConfig, overrides: Sequence[str] | None = None) -> list[Resul
         overrides: what it was composed from, for `compare`; None asks Hydra.
 
     Raises:
-        Refused: for what cannot be measured; nothing has been built or started.
+        UserError: for what cannot be measured; nothing has been built or started.
         RuntimeError: when a rank fails.
     """
     if overrides is None:

@@ -52,7 +52,7 @@ def drift(cfg: DictConfig, overrides: Sequence[str] | None = None) -> list[Setti
         overrides: what it was composed from, for `compare`; None asks Hydra.
 
     Raises:
-        Refused: for what cannot be compared; nothing has been built.
+        UserError: for what cannot be compared; nothing has been built.
     """
     if overrides is None:
         overrides = HydraConfig.get().overrides.task if HydraConfig.initialized() else []

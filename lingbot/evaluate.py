@@ -62,7 +62,7 @@ def evaluate(cfg: DictConfig) -> list[Summary]:
     """Score the world that the configuration describes; one summary a scored chunk.
 
     Raises:
-        Refused: for values that cannot be evaluated; nothing has been driven.
+        UserError: for values that cannot be evaluated; nothing has been driven.
     """
     with refusing():
         L.seed_everything(check_seed(cfg.seed), workers=True, verbose=False)

@@ -58,7 +58,7 @@ def generate(cfg: DictConfig) -> dict[str, Any]:
         and video `frames`.
 
     Raises:
-        Refused: for input that cannot be driven; nothing has been loaded or started.
+        UserError: for input that cannot be driven; nothing has been loaded or started.
         SIGTERMException: when the process was told to end; the files hold what was driven.
     """
     with refusing():

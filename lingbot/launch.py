@@ -31,6 +31,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from lingbot.errors import UserError
 from lingbot.termination import end_with_parent
 
 log = logging.getLogger(__name__)
@@ -45,23 +46,19 @@ LARGEST_SEED = 2**32 - 1
 FIRST_RANK = "LINGBOT_FIRST_RANK"  # tells ranks that Lightning starts who started them
 
 
-class Refused(ValueError):
-    """Input that cannot be worked with; nothing has been started."""
-
-
 @contextmanager
 def refusing() -> Iterator[None]:
-    """Turn what checks and constructors object to into `Refused`, one line each."""
+    """Turn what checks and constructors object to into `UserError`, one line each."""
     try:
         yield
     except REFUSALS as error:
-        raise Refused(_one_line(error)) from error
+        raise UserError(_one_line(error)) from error
     except InstantiationException as error:
         cause = error.__cause__
         # Lightning's word on a wrong number of devices is a TypeError
         misfit = any(words in str(cause) for words in ("unexpected keyword argument", "`devices`"))
         if isinstance(cause, REFUSALS) or misfit:
-            raise Refused(_one_line(cause or error)) from error
+            raise UserError(_one_line(cause or error)) from error
         raise
 
 
@@ -83,7 +80,7 @@ def run_command(task: Callable[[DictConfig], Any], name: str) -> None:
             follow_first_rank()
         try:
             return task(cfg)
-        except Refused as refusal:
+        except UserError as refusal:
             log.debug("refused", exc_info=True)
             if rank() == 0:
                 print(f"lingbot-{name}: {refusal}", file=sys.stderr)

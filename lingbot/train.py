@@ -47,7 +47,7 @@ def train(cfg: DictConfig) -> dict[str, float]:
     """Train what the configuration describes; returns the last metrics by name.
 
     Raises:
-        Refused: for values that cannot be trained with; nothing has been started.
+        UserError: for values that cannot be trained with; nothing has been started.
     """
     with refusing():
         check_loggers(cfg)

@@ -26,7 +26,7 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from lingbot.codec.text import UMT5TextEncoder
 from lingbot.conf.resolvers import shipped_world
-from lingbot.launch import Refused, compose_command, refusing
+from lingbot.launch import UserError, compose_command, refusing
 from lingbot.model.checkpoint import TEXT_ENCODER, TRANSFORMER, save_weights
 from lingbot.module import FROZEN, LingBotModule
 from lingbot.parallel.sharding import is_sharded, whole_state
@@ -48,7 +48,7 @@ def load_world(world: str | Path = DEFAULT, overrides: Sequence[str] = ()) -> Li
         overrides: as on the command line: `["conditioner_cache=off", "codec.dtype=bfloat16"]`.
 
     Raises:
-        ValueError: (`lingbot.launch.Refused`) for a world that is not there or does not fit the
+        ValueError: (`lingbot.launch.UserError`) for a world that is not there or does not fit the
             model.
         hydra.errors.HydraException: for overrides that do not compose.
     """
@@ -204,7 +204,7 @@ def main() -> None:
         with refusing():
             check_export(arguments.folder)
             module = load_checkpoint(arguments.checkpoint)
-    except Refused as refusal:
+    except UserError as refusal:
         parser.exit(2, f"lingbot.world: {refusal}\n")
     save_world(module, arguments.folder)
 

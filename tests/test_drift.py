@@ -28,7 +28,7 @@ from lingbot.fidelity.errors import (
 from lingbot.fidelity.figure import draw_drifts
 from lingbot.fidelity.plan import build_plan
 from lingbot.fidelity.report import drift_table
-from lingbot.launch import Refused, for_hydra
+from lingbot.launch import UserError, for_hydra
 from lingbot.realtime.session import RealtimeSession
 from tests.commands import TINY, composed
 
@@ -205,7 +205,7 @@ def test_what_cannot_be_compared_is_refused_before_anything_is_built(
     compared = [] if overrides[0].startswith("compare=") else [EXACT]
     dropped = ("kv_cache.window", "kv_cache.sink") if "kv_cache" in " ".join(overrides) else ()
     given_now = [o for o in given(*compared, *overrides) if o.split("=")[0] not in dropped]
-    with pytest.raises(Refused, match=complaint):
+    with pytest.raises(UserError, match=complaint):
         drift(composed("drift", given_now, tmp_path), given_now)
     assert not list(tmp_path.rglob("*"))
 

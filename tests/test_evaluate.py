@@ -10,7 +10,7 @@ from PIL import Image
 from rich.console import Console
 
 from lingbot.evaluate import evaluate
-from lingbot.launch import Refused
+from lingbot.launch import UserError
 from lingbot.score_report import scores_table, write_metrics
 from lingbot.scores import ChunkScore, SceneScore, summarize
 from tests.commands import TINY, composed
@@ -60,7 +60,7 @@ def test_an_evaluation_writes_its_numbers_with_all_they_depend_on_and_its_pictur
     ],
 )
 def test_what_cannot_be_evaluated_is_refused(override, complaint, tmp_path):
-    with pytest.raises(Refused, match=complaint):
+    with pytest.raises(UserError, match=complaint):
         evaluate(composed("evaluate", [*SMALL, override], tmp_path))
     assert not list(tmp_path.rglob("*.json"))
 

@@ -17,7 +17,7 @@ from PIL import Image
 
 from lingbot.data.video_file import read_frames
 from lingbot.generate import generate, main
-from lingbot.launch import Refused
+from lingbot.launch import UserError
 from tests.commands import TINY_DRIVE, composed
 
 COMMAND = str(Path(sys.executable).with_name("lingbot-generate"))
@@ -197,12 +197,12 @@ def test_a_misspelt_option_ends_in_exit_code_2_and_is_named(monkeypatch, capsys)
 def test_bad_input_is_refused_before_anything_is_loaded(overrides, message, tmp_path, monkeypatch):
     monkeypatch.setattr("lingbot.module.LingBotModule.configure_model", pytest.fail)
     cfg = composed("generate", [*TINY_DRIVE, *overrides], tmp_path)
-    with pytest.raises(Refused, match=message.replace("[", r"\[")):
+    with pytest.raises(UserError, match=message.replace("[", r"\[")):
         generate(cfg)
 
 
 def test_a_codec_that_is_not_there_is_refused(tmp_path):
     without = [o for o in TINY_DRIVE if not o.startswith("codec")]
     cfg = composed("generate", [*without, "codec=wan", "codec.folder=/nowhere"], tmp_path)
-    with pytest.raises(Refused, match=r"codec\.folder='/nowhere'"):
+    with pytest.raises(UserError, match=r"codec\.folder='/nowhere'"):
         generate(cfg)

@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 
 from lingbot.conf import resolvers
 from lingbot.launch import (
-    Refused,
+    UserError,
     build_loggers,
     check_loggers,
     check_seed,
@@ -81,7 +81,7 @@ def test_commands_end_with_the_codes_that_shells_expect(monkeypatch, tmp_path):
     assert ends_with(SIGTERMException(), monkeypatch) == 143
     # the launcher of a run takes another rank's code for a failure
     assert not ends_with(SIGTERMException(), monkeypatch, rank=1)
-    assert ends_with(Refused("no"), monkeypatch) == 2
+    assert ends_with(UserError("no"), monkeypatch) == 2
     assert ends_with(SystemExit(7), monkeypatch) == 7
 
 
@@ -99,7 +99,7 @@ def test_later_ranks_of_torchrun_write_no_configuration(monkeypatch):
 
 
 def test_objections_become_one_line():
-    with pytest.raises(Refused, match=r"^window=2 is too small: give more$"), refusing():
+    with pytest.raises(UserError, match=r"^window=2 is too small: give more$"), refusing():
         raise ValueError("window=2 is too small:\n   give more\n")
 
 

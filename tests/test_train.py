@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
 from lingbot.generate import generate
-from lingbot.launch import Refused
+from lingbot.launch import UserError
 from lingbot.learning_rate import warmup_cosine
 from lingbot.train import train
 from lingbot.world import load_checkpoint
@@ -204,7 +204,7 @@ def test_a_trained_codec_is_saved(tmp_path):
 )
 def test_bad_values_are_refused_before_training(overrides, message, tmp_path):
     cfg = composed("train", [*TINY_TRAINING, *overrides], tmp_path)
-    with pytest.raises(Refused, match=message):
+    with pytest.raises(UserError, match=message):
         train(cfg)
 
 

@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 
 from lingbot.camera.controls import Controls
 from lingbot.codec.video import VideoCodec
-from lingbot.launch import Refused
+from lingbot.launch import UserError
 from lingbot.world import load_checkpoint, load_world, save_world
 from tests.commands import TINY_DRIVE, TINY_TRAINING, composed
 
@@ -79,9 +79,9 @@ def test_a_module_that_is_not_built_cannot_be_saved(tmp_path):
 
 
 def test_worlds_that_are_not_there_are_refused_by_name(tmp_path):
-    with pytest.raises(Refused, match="no world 'moon' is shipped; there are"):
+    with pytest.raises(UserError, match="no world 'moon' is shipped; there are"):
         load_world("moon")
-    with pytest.raises(Refused, match=r"no world in .*transformer\.safetensors"):
+    with pytest.raises(UserError, match=r"no world in .*transformer\.safetensors"):
         load_world(tmp_path / "nothing")
     with pytest.raises(HydraException, match="modle"):
         load_world(overrides=[*TINY_DRIVE, "modle=tiny"])
@@ -89,7 +89,7 @@ def test_worlds_that_are_not_there_are_refused_by_name(tmp_path):
 
 def test_a_world_of_other_sizes_is_refused(world, tmp_path):
     save_world(world, tmp_path / "world")
-    with pytest.raises(Refused, match="is it another model= preset"):
+    with pytest.raises(UserError, match="is it another model= preset"):
         load_world(tmp_path / "world")
 
 

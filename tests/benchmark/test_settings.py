@@ -2,7 +2,7 @@ import pytest
 
 from lingbot.bench import bench, prepare
 from lingbot.benchmark.settings import parse_compare, split_values
-from lingbot.launch import Refused, for_hydra
+from lingbot.launch import UserError, for_hydra
 from tests.commands import TINY, composed
 
 SMALL = [o for o in TINY if not o.startswith("trainer.")] + ["device=cpu", "threads=1"]
@@ -97,7 +97,7 @@ def test_what_cannot_be_measured_is_refused_before_anything_is_built(
     monkeypatch.setattr("lingbot.bench.measure_on", lambda *_: pytest.fail("ranks were started"))
     given = [*(o for o in SMALL if o.split("=")[0] != overrides[0].split("=")[0]),
              *for_hydra(overrides)]  # fmt: skip
-    with pytest.raises(Refused, match=complaint):
+    with pytest.raises(UserError, match=complaint):
         bench(composed("bench", given, tmp_path), given)
     assert not list(tmp_path.rglob("*"))
 
@@ -112,5 +112,5 @@ def test_more_ranks_than_gpus_are_refused(monkeypatch):
 
 def test_a_launcher_is_refused(monkeypatch, tmp_path):
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(Refused, match="starts its ranks itself"):
+    with pytest.raises(UserError, match="starts its ranks itself"):
         bench(composed("bench", SMALL, tmp_path), SMALL)

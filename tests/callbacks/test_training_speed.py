@@ -7,7 +7,7 @@ import math
 
 import pytest
 
-from lingbot.launch import Refused
+from lingbot.launch import UserError
 from lingbot.train import train
 from tests.commands import composed
 
@@ -45,7 +45,7 @@ def test_a_training_step_at_any_size_is_timed(tmp_path, caplog):
     ],
 )
 def test_values_that_cannot_be_are_refused(override, message, tmp_path):
-    with pytest.raises(Refused, match=message):
+    with pytest.raises(UserError, match=message):
         train(composed("train", [*SMALL, override], tmp_path))
 
 
