@@ -17,6 +17,7 @@ from omegaconf import DictConfig
 from rich.console import Console
 from rich.progress import track
 
+from lingbot.checkpoints.atomic import atomic_file
 from lingbot.data.blockworld_clips import BlockWorldClips
 from lingbot.device import choose_device, device_name
 from lingbot.drive import check_history
@@ -122,10 +123,13 @@ def draw_sheets(cfg: DictConfig, shown: list[DrivenScene], folder: Path) -> None
     for first in range(0, len(shown), SCENES_A_SHEET):
         some = shown[first : first + SCENES_A_SHEET]
         sheet = draw_scenes(some, cfg.sheet_columns, cfg.fps)
-        sheet.save(folder / f"scenes_{first + 1:02d}-{first + len(some):02d}.png")
+        name = f"scenes_{first + 1:02d}-{first + len(some):02d}.png"
+        with atomic_file(folder / name) as partial:
+            sheet.save(partial)
     chosen = [shown[number - 1] for number in cfg.readme_scenes if number <= len(shown)]
     if chosen:
-        draw_scenes(chosen, cfg.readme_columns, cfg.fps).save(folder / README_SHEET)
+        with atomic_file(folder / README_SHEET) as partial:
+            draw_scenes(chosen, cfg.readme_columns, cfg.fps).save(partial)
 
 
 def check_scenes(cfg: DictConfig) -> None:

@@ -43,6 +43,7 @@ from lingbot.parallel.sequence_parallel import SequenceParallelMixin
 from lingbot.parallel.sharding import shard_weights
 from lingbot.parallel.strategy import ShardedSequenceParallelStrategy
 from lingbot.realtime.session import RealtimeSession
+from lingbot.training.resume import align_progress, note_endless, step_generator
 
 log = logging.getLogger(__name__)
 
@@ -143,6 +144,7 @@ class LingBotModule(L.LightningModule):
         self.transformer.recompute = self.recompute
         self.text_encoder = self._make_text_encoder()
         self.codec = self._make_codec().requires_grad_(False).eval()
+        self.codec.register_load_state_dict_pre_hook(_keep_frozen)
         if self.weights is not None:
             load_weights(self.transformer, self.text_encoder, self.weights)
         elif self._initialise is not None:
@@ -321,11 +323,22 @@ class LingBotModule(L.LightningModule):
         """Alike on the ranks of a sequence group, different on data ranks and in every step."""
         mesh = self.device_mesh
         data_rank = mesh["data"].get_local_rank() if mesh is not None else self.global_rank
-        key = (self.seed, data_rank, step + 1, batch_idx)
-        return torch.Generator().manual_seed(hash(key) & 0x7FFF_FFFF_FFFF_FFFF)
+        return step_generator(self.seed, data_rank, step + 1, batch_idx)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        note_endless(self.trainer, checkpoint)
         if isinstance(self._trainer and self._trainer.strategy, ShardedSequenceParallelStrategy):
             return  # which resumes from nothing less than all that the module holds
-        state = checkpoint["state_dict"]
-        checkpoint["state_dict"] = {k: v for k, v in state.items() if not k.startswith(FROZEN)}
+        for name in ("state_dict", "current_model_state"):  # the second beside averaged weights
+            if name in checkpoint:
+                state = checkpoint[name]
+                checkpoint[name] = {k: v for k, v in state.items() if not k.startswith(FROZEN)}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        align_progress(self.trainer, checkpoint)
+
+
+def _keep_frozen(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    """Weights that a checkpoint leaves out stay as they are, for whoever loads it strictly."""
+    for name, value in module.state_dict().items():
+        state.setdefault(prefix + name, value)

@@ -12,6 +12,8 @@ from torch.utils.data import DataLoader, Dataset
 from lingbot.benchmark.inputs import HELD
 from lingbot.camera.actions import action_poses
 from lingbot.data.blockworld_clips import collate_clips
+from lingbot.data.endless_sampler import EndlessSampler
+from lingbot.training.resume import data_ranks
 
 CHANNELS, STRIDE = 16, 8  # of every codec's latents
 
@@ -87,6 +89,7 @@ class RandomClipsDataModule(L.LightningDataModule):
         self.batch_size = batch_size
 
     def train_dataloader(self) -> DataLoader[dict[str, Any]]:
+        sampler = EndlessSampler(self.dataset, self.batch_size, 0, *data_ranks(self.trainer))
         return DataLoader(
-            self.dataset, self.batch_size, shuffle=True, drop_last=True, collate_fn=collate_clips
+            self.dataset, self.batch_size, sampler=sampler, drop_last=True, collate_fn=collate_clips
         )

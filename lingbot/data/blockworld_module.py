@@ -26,6 +26,8 @@ from lingbot.data.blockworld_latents import (
     merge,
     part_names,
 )
+from lingbot.data.endless_sampler import EndlessSampler
+from lingbot.training.resume import data_ranks, trained_batches
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +51,7 @@ class BlockWorldDataModule(L.LightningDataModule):
         height, width: pixels, multiples of 8.
         device: where clips are encoded for the cache and, without workers, rendered; "auto" is a
             GPU where there is one. Bare frames are always rendered on the CPU.
+        seed: of the order in which training clips come.
 
     Raises:
         ValueError: an unknown content, "latents" without codec or folder, a length the codec
@@ -71,6 +74,7 @@ class BlockWorldDataModule(L.LightningDataModule):
         height: int = 96,
         width: int = 160,
         device: str = "auto",
+        seed: int = 0,
     ) -> None:
         super().__init__()
         if content not in ("latents", "frames"):
@@ -85,7 +89,7 @@ class BlockWorldDataModule(L.LightningDataModule):
         self.content, self.codec, self.latent_frames = content, codec, latent_frames
         self.cache_dir = None if cache_dir is None else Path(cache_dir)
         self.batch_sizes = {"train": batch_size, "val": val_batch_size}
-        self.device = device
+        self.device, self.seed = device, seed
         self.encode_batch_size, self.num_workers = encode_batch_size, num_workers
         self.clips = {
             "train": BlockWorldClips("train", train_clips, num_frames, height, width),
@@ -144,6 +148,16 @@ class BlockWorldDataModule(L.LightningDataModule):
         digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:8]
         return self.cache_dir / f"blockworld_{split}_{digest}.safetensors"
 
+    def _sampler(self) -> EndlessSampler:
+        """The order of training clips, from where the training stands."""
+        return EndlessSampler(
+            self.datasets["train"],
+            self.batch_sizes["train"],
+            self.seed,
+            *data_ranks(self.trainer),
+            position=lambda: trained_batches(self.trainer),
+        )
+
     def train_dataloader(self) -> DataLoader[dict[str, Any]]:
         return self._loader("train")
 
@@ -154,7 +168,7 @@ class BlockWorldDataModule(L.LightningDataModule):
         return DataLoader(
             self.datasets[split],
             batch_size=self.batch_sizes[split],
-            shuffle=split == "train",
+            sampler=self._sampler() if split == "train" else None,
             drop_last=split == "train",
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
