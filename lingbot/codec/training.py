@@ -98,7 +98,8 @@ class CodecModule(LightningModule):
 
     def on_train_end(self) -> None:
         """Measures the latents' statistics, in the precision of the run, and exports the codec."""
-        clips = (batch["frames"] for batch in self.trainer.train_dataloader or ())
+        assert self.trainer.train_dataloader is not None
+        clips = (batch["frames"] for batch in self.trainer.train_dataloader)
         mean, std = latent_statistics(
             self.codec,
             islice(clips, self.statistics_batches),

@@ -30,7 +30,7 @@ VARIANTS: dict[str, tuple[list[str], list[int]]] = {
     "adamw": ([], [2, 4, 5, 7, 8, STEPS]),
     "muon": (
         ["optimizer=muon", "objective.resampled_history=0.5", "trainer.precision=bf16-mixed",
-         "trainer.accumulate_grad_batches=2", "trainer.val_check_interval=6", "data.num_workers=1"],
+         "+trainer.accumulate_grad_batches=2", "trainer.val_check_interval=6", "data.num_workers=1"],
         [3, 6],
     ),
     "averaged": ([f"+callbacks.average={EMA}"], [5, STEPS]),
@@ -45,8 +45,12 @@ class Keep(Callback):
         self.folder, self.steps, self.end = Path(folder), steps, end
         self.losses: dict[int, float] = {}
 
-    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         step = trainer.global_step
+        if (batch_idx + 1) % trainer.accumulate_grad_batches:
+            return
         self.losses[step] = float(trainer.callback_metrics["train/loss"])
         if step in self.steps and not (self.folder / f"{step}.ckpt").exists():
             trainer.save_checkpoint(self.folder / f"{step}.ckpt")
