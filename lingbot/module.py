@@ -133,6 +133,7 @@ class LingBotModule(L.LightningModule):
         self.transformer: CausalLingBotTransformer | None = None
         self.session: RealtimeSession | None = None
         self._world: tuple[Tensor, str, int] | None = None
+        self._last_loss: tuple[int, Tensor | None] = 0, None
 
     # ---- building -----------------------------------------------------------------------------
 
@@ -266,10 +267,35 @@ class LingBotModule(L.LightningModule):
         """Batch of clips (see `lingbot.data.blockworld_clips`) -> loss."""
         assert self.objective is not None
         resample = self.objective.resamples(self.global_step)
+        self._check_finite()
         losses = self._losses(batch, self._generator(self.global_step, batch_idx), resample)
+        self._last_loss = self.global_step, losses["loss"].detach().isfinite()
+        if self.device.type == "cpu":
+            self._check_finite()
         self.log("train/loss", losses["loss"], prog_bar=True)
         self.log("train/clean_error", losses["clean_error"])
         return losses["loss"]
+
+    def on_validation_start(self) -> None:
+        self._check_finite()
+
+    def on_train_epoch_end(self) -> None:
+        self._check_finite()
+
+    def _check_finite(self) -> None:
+        """Ends a training whose last loss is not finite, before anything is saved of it.
+
+        A GPU is asked a step later, when it knows; a CPU at once.
+
+        Raises:
+            FloatingPointError: naming the step.
+        """
+        (step, finite), self._last_loss = self._last_loss, (0, None)
+        if finite is not None and not bool(finite):
+            raise FloatingPointError(
+                f"training step {step + 1}: the loss is not finite; lower optimizer.lr, raise "
+                "scheduler.warmup_steps, or go on from an earlier checkpoint with other data"
+            )
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         losses = self._losses(batch, self._generator(-1, batch_idx))

@@ -30,7 +30,8 @@ VARIANTS: dict[str, tuple[list[str], list[int]]] = {
     "adamw": ([], [2, 4, 5, 7, 8, STEPS]),
     "muon": (
         ["optimizer=muon", "objective.resampled_history=0.5", "trainer.precision=bf16-mixed",
-         "+trainer.accumulate_grad_batches=2", "trainer.val_check_interval=6", "data.num_workers=1"],
+         "+trainer.accumulate_grad_batches=2", "trainer.val_check_interval=6",
+         "data.num_workers=1"],
         [3, 6],
     ),
     "averaged": ([f"+callbacks.average={EMA}"], [5, STEPS]),
