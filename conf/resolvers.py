@@ -1,17 +1,12 @@
-"""What the YAML files may ask for: when the run started, and where a shipped world lies.
-
-Ranks started by torchrun each compose the configuration themselves. Whichever asks first leaves its
-clock's time in the launcher's own store, and all take that, so that a run has one folder.
-"""
+"""Functions that the YAML files call: a run's own folder, and the folder of a shipped world."""
 
 from __future__ import annotations
 
-import os
-import time
-from functools import cache
 from importlib.resources import files
 
 from omegaconf import DictConfig, OmegaConf
+
+from lingbot.cli.folders import claim_folder
 
 
 def shipped_world(name: str) -> str:
@@ -34,23 +29,11 @@ def instance_of(group: str, *, _root_: DictConfig) -> DictConfig:
     return OmegaConf.create({**values, "_partial_": False})
 
 
-def run_started() -> str:
-    """Date and time of the run's start, the same on every rank of a torchrun launch."""
-    if "TORCHELASTIC_RUN_ID" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        return _agreed_start()
-    return time.strftime("%Y-%m-%d_%H-%M-%S")
-
-
-@cache
-def _agreed_start() -> str:
-    import torch.distributed as dist
-
-    store, _, _ = next(dist.rendezvous("env://"))
-    return store.compare_set("lingbot/run_started", "", time.strftime("%Y-%m-%d_%H-%M-%S")).decode()
-
-
 def register_resolvers() -> None:
-    """Make `${shipped_world:NAME}`, `${instance_of:GROUP}` and `${run_started:}` known."""
+    """Makes `${shipped_world:NAME}`, `${instance_of:GROUP}` and `${claim_folder:PARENT}` known.
+
+    The last is asked once in a composed configuration, which remembers the folder.
+    """
     OmegaConf.register_new_resolver("instance_of", instance_of, replace=True)
     OmegaConf.register_new_resolver("shipped_world", shipped_world, replace=True)
-    OmegaConf.register_new_resolver("run_started", run_started, use_cache=True, replace=True)
+    OmegaConf.register_new_resolver("claim_folder", claim_folder, use_cache=True, replace=True)

@@ -78,6 +78,7 @@ def bench(cfg: DictConfig, overrides: Sequence[str] | None = None) -> list[Resul
         check_launch()
         settings, plan = prepare(cfg, overrides)
         folder = run_folder(cfg)
+    loggers: Sequence[Logger] = []
     try:
         loggers = build_loggers(cfg)
         log_configuration(cfg, loggers)
@@ -98,7 +99,7 @@ def bench(cfg: DictConfig, overrides: Sequence[str] | None = None) -> list[Resul
             draw_results(among, command).savefig(partial)
         log_results(loggers, among, folder / PICTURE)
     finally:
-        finish_loggers(cfg)
+        finish_loggers(loggers)
     return among
 
 

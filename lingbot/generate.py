@@ -11,6 +11,7 @@ from typing import Any
 
 import lightning as L
 from hydra.utils import instantiate
+from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from omegaconf import DictConfig
 
@@ -23,6 +24,7 @@ from lingbot.drive import (
     video_frames,
 )
 from lingbot.launch import (
+    FirstStep,
     build_loggers,
     check_loggers,
     check_seed,
@@ -62,7 +64,7 @@ def generate(cfg: DictConfig) -> dict[str, Any]:
         SIGTERMException: when the process was told to end; the files hold what was driven.
         FloatingPointError: for a chunk that is not finite; the files hold the steps before it.
     """
-    with refusing():
+    with refusing() as preparation:
         check_loggers(cfg)
         L.seed_everything(check_seed(cfg.seed), workers=True, verbose=False)
         check_files(cfg)
@@ -73,13 +75,14 @@ def generate(cfg: DictConfig) -> dict[str, Any]:
         check_history(module, drive)
         folder = run_folder(cfg)
         termination = Termination()
-        trainer = build_trainer(cfg, module, [termination])
-    try:
-        trainer.loggers = build_loggers(cfg)
-        log_configuration(cfg, trainer.loggers)
-        trainer.predict(module, UntilTerminated(drive, termination), return_predictions=False)
-    finally:
-        finish_loggers(cfg)
+        trainer = build_trainer(cfg, module, [termination, FirstStep(preparation)])
+        loggers: list[Logger] = []
+        try:
+            trainer.loggers = loggers = build_loggers(cfg)
+            log_configuration(cfg, loggers)
+            trainer.predict(module, UntilTerminated(drive, termination), return_predictions=False)
+        finally:
+            finish_loggers(loggers)
     if termination.told:
         raise SIGTERMException
     return {

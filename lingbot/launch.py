@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 import signal
 import sys
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -19,54 +17,104 @@ from pathlib import Path
 from typing import Any
 
 import hydra
+import torch
 from hydra import compose, initialize_config_module
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.types import Quote, QuotedString
-from hydra.errors import InstantiationException
+from hydra.errors import HydraException, InstantiationException
 from hydra.utils import instantiate
+from lightning import Callback, LightningModule, Trainer
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from safetensors import SafetensorError
 
+from lingbot.cli.arguments import for_hydra
+from lingbot.cli.folders import srun_task
+from lingbot.cli.noise import silence
+from lingbot.cli.terminal import make_tolerant
+from lingbot.cli.wandb_run import begin_run, end_runs, is_wandb
 from lingbot.errors import UserError
 from lingbot.termination import end_with_parent
 
 log = logging.getLogger(__name__)
 
-# Written by people, so commas, spaces and colons in them must not be read as Hydra's grammar.
-FREE_TEXT = re.compile(
-    r"(actions|compare|prompt|image|folder|weights|ckpt_path|export_dir|codec\.folder|paths\.\w+)=(.+)",
-    re.DOTALL,
-)
-REFUSALS = (ValueError, OSError, OmegaConfBaseException, MisconfigurationException)
+REFUSALS = (
+    ValueError, OSError, OmegaConfBaseException, HydraException, MisconfigurationException,
+    SafetensorError, torch.OutOfMemoryError,
+)  # fmt: skip
 LARGEST_SEED = 2**32 - 1
 FIRST_RANK = "LINGBOT_FIRST_RANK"  # tells ranks that Lightning starts who started them
+OWN_ERRORS = "LINGBOT_OWN_ERRORS"  # HYDRA_FULL_ERROR is our doing, not the user's
+
+
+class Preparation:
+    """Everything before the first step, until `done` is called."""
+
+    def __init__(self) -> None:
+        self.going_on = True
+
+    def done(self) -> None:
+        """The work has begun: errors are no longer about what was asked for."""
+        self.going_on = False
+
+
+class FirstStep(Callback):
+    """Ends a preparation with the first batch of a Trainer."""
+
+    def __init__(self, preparation: Preparation) -> None:
+        self._preparation = preparation
+
+    def on_predict_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, *_: Any, **__: Any
+    ) -> None:
+        self._preparation.done()
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        self._preparation.done()
 
 
 @contextmanager
-def refusing() -> Iterator[None]:
-    """Turn what checks and constructors object to into `UserError`, one line each."""
+def refusing() -> Iterator[Preparation]:
+    """Turns what checks and constructors object to into `UserError`, one line each.
+
+    What is raised after the yielded preparation is done passes as it is.
+    """
+    preparation = Preparation()
     try:
-        yield
+        yield preparation
     except REFUSALS as error:
-        raise UserError(_one_line(error)) from error
-    except InstantiationException as error:
-        cause = error.__cause__
-        # Lightning's word on a wrong number of devices is a TypeError
-        misfit = any(words in str(cause) for words in ("unexpected keyword argument", "`devices`"))
-        if isinstance(cause, REFUSALS) or misfit:
-            raise UserError(_one_line(cause or error)) from error
-        raise
+        if not preparation.going_on or isinstance(error, UserError):
+            raise
+        raise UserError(_one_line(_cause(error))) from error
+
+
+def _cause(error: BaseException) -> BaseException:
+    """The error that Hydra met when it made something, if it is about what was asked for.
+
+    Raises:
+        BaseException: that error, where it is a fault in the code.
+    """
+    cause = error.__cause__
+    if not isinstance(error, InstantiationException) or cause is None:
+        return error
+    # Lightning's word on a wrong number of devices is a TypeError
+    misfit = any(words in str(cause) for words in ("unexpected keyword argument", "`devices`"))
+    if isinstance(cause, REFUSALS) or misfit:
+        return cause
+    if isinstance(cause, (ImportError, AttributeError, ModuleNotFoundError)):
+        return error  # a target that is not there
+    raise cause
 
 
 def run_command(task: Callable[[DictConfig], Any], name: str) -> None:
-    """Compose `conf/NAME.yaml` with the command line and run the task.
+    """Composes `conf/NAME.yaml` with the command line and runs the task.
 
     The process ends with 0, with 2 for input that is refused, with 1 for an error, and as shells
-    expect of a process that a signal ends: 130 for Ctrl-C, 143 for SIGTERM.
+    expect of a process that a signal ends: 130 for Ctrl-C, 143 for SIGTERM. With HYDRA_FULL_ERROR=1
+    whatever is refused shows its traceback, too.
     """
     began = False
 
@@ -78,28 +126,43 @@ def run_command(task: Callable[[DictConfig], Any], name: str) -> None:
         else:
             logging.getLogger("lingbot").setLevel(logging.WARNING)
             follow_first_rank()
-        try:
-            return task(cfg)
-        except UserError as refusal:
-            log.debug("refused", exc_info=True)
-            if rank() == 0:
-                print(f"lingbot-{name}: {refusal}", file=sys.stderr)
-            sys.exit(2)
-        except FloatingPointError as error:  # says all there is to say
-            log.debug("not finite", exc_info=True)
-            print(f"lingbot-{name}: {error}", file=sys.stderr)
-            sys.exit(1)
+        return task(cfg)
 
-    warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # Lightning 2.6 on torch 2.13
-    # of sharded blocks whose outputs are views; none of them is written to in place
-    warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view")
-    sys.argv = [sys.argv[0], *for_hydra(sys.argv[1:]), *for_rank(rank())]
+    make_tolerant()
+    silence()
+    full = _shows_all()
     try:
+        sys.argv = [sys.argv[0], *for_hydra(sys.argv[1:]), *for_rank(rank())]
         hydra.main(version_base="1.3", config_path="pkg://lingbot.conf", config_name=name)(job)()
+    except UserError as refusal:
+        _refuse(name, refusal, full)
+    except FloatingPointError as error:  # says all there is to say
+        print(f"lingbot-{name}: {error}", file=sys.stderr)
+        raise SystemExit(1) from (error if full else None)
     except SystemExit as end:
         raise SystemExit(_exit_code(end, began)) from end
+    except (HydraException, OmegaConfBaseException, OSError, ValueError) as error:
+        if began and not isinstance(error, (HydraException, OmegaConfBaseException)):
+            raise
+        _refuse(name, error, full)  # what could not be composed
     finally:
         GlobalHydra.instance().clear()
+
+
+def _refuse(name: str, error: BaseException, full: bool) -> None:
+    if full:
+        raise error
+    if rank() == 0:
+        print(f"lingbot-{name}: {_one_line(error)}", file=sys.stderr)
+    raise SystemExit(2)
+
+
+def _shows_all() -> bool:
+    """Whether the user wants tracebacks; Hydra is made to leave errors to us."""
+    asked = os.environ.get("HYDRA_FULL_ERROR") == "1" and OWN_ERRORS not in os.environ
+    if not asked:
+        os.environ["HYDRA_FULL_ERROR"] = os.environ[OWN_ERRORS] = "1"
+    return asked
 
 
 def _exit_code(end: SystemExit, began: bool) -> Any:
@@ -150,14 +213,14 @@ def build_all(nodes: DictConfig | None) -> list[Any]:
 
 def check_loggers(cfg: DictConfig) -> None:
     """Raises ValueError for W&B where it is not installed."""
-    if any(_is_wandb(node) for node in (cfg.logger or {}).values()) and not find_spec("wandb"):
+    if any(is_wandb(node) for node in (cfg.logger or {}).values()) and not find_spec("wandb"):
         raise ValueError("logger=wandb needs W&B: pip install 'lingbot-on-lightning[wandb]'")
 
 
 def build_loggers(cfg: DictConfig) -> list[Logger]:
     """The chosen loggers; W&B starts at once, offline where its server cannot be reached."""
     nodes = [node for node in (cfg.logger or {}).values() if node is not None]
-    return [_wandb(node) if _is_wandb(node) else instantiate(node) for node in nodes]
+    return [begin_run(node) if is_wandb(node) else instantiate(node) for node in nodes]
 
 
 def log_configuration(cfg: DictConfig, loggers: Sequence[Logger]) -> None:
@@ -167,49 +230,14 @@ def log_configuration(cfg: DictConfig, loggers: Sequence[Logger]) -> None:
         logger.log_hyperparams(plain)  # type: ignore[arg-type]
 
 
-def finish_loggers(cfg: DictConfig) -> None:
-    """End W&B's run, so that the next job of a sweep begins one of its own."""
-    if any(_is_wandb(node) for node in (cfg.logger or {}).values()):
-        import wandb
-
-        wandb.finish()
-
-
-def _is_wandb(node: DictConfig | None) -> bool:
-    return node is not None and str(node._target_).endswith("WandbLogger")
-
-
-def _wandb(node: DictConfig) -> Logger:
-    """A W&B logger whose run has begun."""
-    logger = instantiate(node, _convert_="all")
-    import wandb
-
-    try:
-        logger.experiment  # noqa: B018  (begins the run)
-    except (wandb.errors.CommError, wandb.errors.UsageError) as error:
-        log.warning("W&B takes no run online (%s): this one is kept offline", _one_line(error))
-        logger = instantiate(node, mode="offline", _convert_="all")
-        logger.experiment  # noqa: B018
-    return logger
-
-
-def for_hydra(arguments: Sequence[str]) -> list[str]:
-    """Quote free text for Hydra's grammar; sweeps mean their commas."""
-    if {"-m", "--multirun"} & set(arguments):
-        return list(arguments)
-    return [_quoted(argument) for argument in arguments]
-
-
-def _quoted(argument: str) -> str:
-    match = FREE_TEXT.fullmatch(argument)
-    if match is None or match[2][0] in "'\"" or match[2] == "null":
-        return argument
-    return f"{match[1]}={QuotedString(match[2], Quote.single).with_quotes()}"
+def finish_loggers(loggers: Sequence[Logger]) -> None:
+    """Ends the W&B runs that were begun for these loggers, and no others."""
+    end_runs(list(loggers))
 
 
 def for_rank(rank: int) -> list[str]:
-    """Ranks that torchrun started write no configuration and log beside the first one."""
-    if rank == 0 or "TORCHELASTIC_RUN_ID" not in os.environ:
+    """Ranks that torchrun or srun started write no configuration and log beside the first one."""
+    if rank == 0 or not ("TORCHELASTIC_RUN_ID" in os.environ or srun_task()):
         return []
     return ["hydra.output_subdir=null", f"hydra.job.name=rank_{rank}"]
 
@@ -222,10 +250,14 @@ def follow_first_rank() -> None:
 
 
 def rank() -> int:
-    """This process's rank, as whoever started it says."""
-    return int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")))
+    """This process's rank, as whoever started it says: torchrun, Lightning or srun."""
+    of_srun = os.environ["SLURM_PROCID"] if srun_task() else "0"
+    return int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", of_srun)))
 
 
 def _one_line(error: BaseException) -> str:
+    if isinstance(error, OmegaConfBaseException) and isinstance(error.__cause__, REFUSALS):
+        error = error.__cause__  # what a resolver objects to
     lines = [line.strip() for line in str(error).splitlines()]
-    return " ".join(line for line in lines if line) or type(error).__name__
+    told = [line for line in lines if line and not line.startswith("object_type=")]
+    return " ".join(told) or type(error).__name__

@@ -17,6 +17,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from lingbot.cli.noise import silence
+from lingbot.cli.terminal import make_tolerant
 from lingbot.golden.camera import compare_camera
 from lingbot.golden.causal import compare_causal
 from lingbot.golden.compare import Comparison, GoldenFile, UnusableFile
@@ -53,6 +55,8 @@ def main(arguments: list[str] | None = None) -> int:
         "--variable", action="store_true", help="force the variable-length exchange"
     )
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
+    make_tolerant()
+    silence()
     options = parser.parse_args(arguments)
     logging.getLogger("lingbot").setLevel(logging.WARNING)
 

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import lightning as L
 from hydra.utils import instantiate
+from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig
 
 from lingbot.callbacks import TrainingSpeed
 from lingbot.launch import (
+    FirstStep,
     build_all,
     build_loggers,
     check_loggers,
@@ -49,7 +51,7 @@ def train(cfg: DictConfig) -> dict[str, float]:
     Raises:
         UserError: for values that cannot be trained with; nothing has been started.
     """
-    with refusing():
+    with refusing() as preparation:
         check_loggers(cfg)
         L.seed_everything(check_seed(cfg.seed), workers=True, verbose=False)
         run_folder(cfg)
@@ -65,12 +67,14 @@ def train(cfg: DictConfig) -> dict[str, float]:
         check_resumed(trainer, cfg.ckpt_path)
         if cfg.export_dir is not None and isinstance(module, LingBotModule):
             check_export(cfg.export_dir)
-    try:
-        trainer.loggers = build_loggers(cfg)
-        log_configuration(cfg, trainer.loggers)
-        trainer.fit(module, datamodule=data, ckpt_path=cfg.ckpt_path, weights_only=True)
-    finally:
-        finish_loggers(cfg)
+        trainer.callbacks.append(FirstStep(preparation))  # type: ignore[attr-defined]
+        loggers: list[Logger] = []
+        try:
+            trainer.loggers = loggers = build_loggers(cfg)
+            log_configuration(cfg, loggers)
+            trainer.fit(module, datamodule=data, ckpt_path=cfg.ckpt_path, weights_only=True)
+        finally:
+            finish_loggers(loggers)
     wanted = cfg.export_dir is not None and not cfg.trainer.get("fast_dev_run")
     sharded = isinstance(trainer.strategy, ShardedSequenceParallelStrategy)
     if wanted and isinstance(module, LingBotModule) and (trainer.is_global_zero or sharded):

@@ -24,6 +24,8 @@ from torch.distributed.checkpoint import FileSystemReader
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from lingbot.checkpoints.atomic import atomic_folder
+from lingbot.cli.noise import silence
+from lingbot.cli.terminal import make_tolerant
 from lingbot.codec.text import UMT5TextEncoder
 from lingbot.conf.resolvers import shipped_world
 from lingbot.launch import UserError, compose_command, refusing
@@ -193,6 +195,8 @@ def main() -> None:
         "checkpoint", type=Path, help="a .ckpt, file or folder, in the folder of its run"
     )
     parser.add_argument("folder", type=Path, help="where the world goes")
+    make_tolerant()
+    silence()
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:

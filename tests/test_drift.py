@@ -13,8 +13,10 @@ from PIL import Image
 from rich.console import Console
 
 from lingbot.benchmark.worlds import Worlds
+from lingbot.cli.arguments import for_hydra
 from lingbot.data.blockworld_clips import GAP, BlockWorldClips
 from lingbot.drift import drift
+from lingbot.errors import UserError
 from lingbot.fidelity.errors import (
     FRAMES,
     LATENTS,
@@ -28,7 +30,6 @@ from lingbot.fidelity.errors import (
 from lingbot.fidelity.figure import draw_drifts
 from lingbot.fidelity.plan import build_plan
 from lingbot.fidelity.report import drift_table
-from lingbot.launch import UserError, for_hydra
 from lingbot.realtime.session import RealtimeSession
 from tests.commands import TINY, composed
 

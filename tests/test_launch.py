@@ -130,7 +130,7 @@ def test_wandb_without_a_key_keeps_the_run_offline_and_says_so(tmp_path, monkeyp
         modes.append(options["mode"])
         if options["mode"] == "online":
             raise wandb.errors.UsageError("No API key configured.")
-        return SimpleNamespace()
+        return SimpleNamespace(define_metric=lambda *_, **__: None)
 
     monkeypatch.setattr(wandb, "init", init)
     monkeypatch.setenv("WANDB_MODE", "online")

@@ -16,7 +16,7 @@ from lingbot.benchmark.ranks import measure_on
 from lingbot.benchmark.report import differences_table, results_table
 from lingbot.benchmark.results import difference
 from lingbot.benchmark.worlds import Worlds
-from lingbot.launch import for_hydra
+from lingbot.cli.arguments import for_hydra
 from tests.benchmark.test_settings import SMALL
 from tests.commands import composed
 

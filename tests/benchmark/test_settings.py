@@ -2,7 +2,8 @@ import pytest
 
 from lingbot.bench import bench, prepare
 from lingbot.benchmark.settings import parse_compare, split_values
-from lingbot.launch import UserError, for_hydra
+from lingbot.cli.arguments import for_hydra
+from lingbot.errors import UserError
 from tests.commands import TINY, composed
 
 SMALL = [o for o in TINY if not o.startswith("trainer.")] + ["device=cpu", "threads=1"]
