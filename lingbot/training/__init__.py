@@ -1,0 +1,1 @@
+"""How worlds are trained."""
