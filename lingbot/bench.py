@@ -30,6 +30,7 @@ from lingbot.drive import check_files
 from lingbot.launch import (
     build_loggers,
     check_loggers,
+    check_options,
     check_seed,
     finish_loggers,
     log_configuration,
@@ -72,6 +73,7 @@ def bench(cfg: DictConfig, overrides: Sequence[str] | None = None) -> list[Resul
     if overrides is None:
         overrides = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
     with refusing():
+        check_options(cfg)
         check_loggers(cfg)
         check_seed(cfg.seed)
         check_launch()
