@@ -6,7 +6,7 @@ Nothing in this file loads weights or starts processes, so that every check come
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence, Sized
+from collections.abc import Mapping, Sequence, Sized
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +59,11 @@ def build_drive(cfg: DictConfig) -> ControlStream:
     if cfg.folder is not None and cfg.actions is not None:
         raise ValueError(
             f"actions={cfg.actions!r} and folder={cfg.folder!r} both say where to go: give one"
+        )
+    if not isinstance(cfg.prompt_events or {}, Mapping):
+        raise ValueError(
+            f"prompt_events={cfg.prompt_events}: give {{step: prompt}}, as in "
+            "prompt_events=\"{4: 'night, snow'}\""
         )
     shape = (cfg.frames_per_chunk, cfg.num_steps, dict(cfg.prompt_events or {}))
     if cfg.folder is not None:
