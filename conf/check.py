@@ -33,10 +33,10 @@ def check_configuration(cfg: DictConfig) -> None:
         ValueError: naming the keys and what to do instead.
     """
     for path, node in _schemas(cfg):
-        unknown = [str(key) for key in node if str(key) not in _known(node)]
+        unknown = [str(key) for key in node if str(key) not in _known(path, node)]
         if unknown:
             name = f"{path}.{unknown[0]}" if path else unknown[0]
-            known = [key for key in _known(node) if not key.startswith("_")]
+            known = [key for key in _known(path, node) if not key.startswith("_")]
             near = get_close_matches(unknown[0], known, n=1)
             hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
             raise ValueError(f"{name}: there is no such option; {hint}")
@@ -77,13 +77,18 @@ def _schemas(node: DictConfig, path: str = "") -> Iterator[tuple[str, DictConfig
             yield from _schemas(value, f"{path}.{key}" if path else key)
 
 
-def _known(node: DictConfig) -> list[str]:
+def _known(path: str, node: DictConfig) -> list[str]:
     """What the schema names, and what its constructor takes besides."""
     kind: Any = OmegaConf.get_type(node)
     names = [field.name for field in fields(kind)]
     target = node.get("_target_")
     if target is not None:
-        parameters = inspect.signature(get_object(target)).parameters.values()
+        try:
+            parameters = inspect.signature(get_object(target)).parameters.values()
+        except (ImportError, TypeError) as error:
+            raise ValueError(
+                f"{path}._target_={target}: there is nothing of that name to call"
+            ) from error
         named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
         names += [p.name for p in parameters if p.kind in named and p.name not in names]
     return [name for name in names if not name.startswith("_")] + [

@@ -57,7 +57,8 @@ def _reason(name: str, error: InstantiationException) -> str | None:
     """What was wrong with a node, in a line; None where code of ours failed on its own account."""
     text, cause = str(error), error.__cause__
     place = PLACE.search(text)
-    name = name if place is None else f"{name}.{place[1]}"
+    if place is not None:
+        name = place[1] if place[1].startswith(name) else f"{name}.{place[1]}"
     if cause is None or isinstance(cause, ImportError):
         first = text.split(", set env var")[0].split("\nfull_key")[0]
         return f"{name}._target_: {' '.join(first.split())}"

@@ -48,6 +48,7 @@ from lingbot.scores import (
 )
 
 SCENES_A_SHEET = 4
+MOST_COLUMNS = 1000
 MOST_SCENES, MOST_DRIVES = 100_000, 1000  # days of rendering
 
 
@@ -147,8 +148,8 @@ def check_scenes(cfg: DictConfig) -> None:
         ("num_chunks", 1, MOST_STEPS),
         ("other_drives", 1, MOST_DRIVES),
         ("sheet_scenes", 0, math.inf),
-        ("sheet_columns", 1, math.inf),
-        ("readme_columns", 1, math.inf),
+        ("sheet_columns", 1, MOST_COLUMNS),
+        ("readme_columns", 1, MOST_COLUMNS),
         ("fps", 1, FASTEST),
     ):
         check_count(name, cfg[name], low, high)

@@ -33,6 +33,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from lingbot.building import build
+from lingbot.camera.controls import LONGEST_CHUNK
 from lingbot.conf.check import check_configuration
 from lingbot.data.video_file import FASTEST
 from lingbot.errors import UserError
@@ -122,6 +123,7 @@ def check_options(cfg: DictConfig) -> None:
     """
     check_configuration(cfg)
     check_count("fps", cfg.fps, high=FASTEST)
+    check_count("frames_per_chunk", cfg.frames_per_chunk, high=LONGEST_CHUNK)
     if "trainer" in cfg:
         options = OmegaConf.to_container(cfg.trainer, resolve=True)
         check_trainer(options)  # type: ignore[arg-type]

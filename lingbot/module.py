@@ -124,6 +124,8 @@ class LingBotModule(L.LightningModule):
         if optimizer is not None:
             kernels.check_training()
         self.camera = camera()
+        if not isinstance(self.camera, CameraControl):
+            raise ValueError(f"module.camera makes a {type(self.camera).__name__}: give a camera")
         kv_cache.check_chunk(self.camera.frames_per_chunk)
         if self.camera.channels != model.control_channels:
             raise ValueError(

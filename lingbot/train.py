@@ -69,7 +69,7 @@ def train(cfg: DictConfig) -> dict[str, float]:
         )
         check_training(module)
         check_ranks(trainer, module)
-        check_clips(trainer, data)
+        check_clips(trainer, data, module)
         check_memory(trainer, module, data)
         check_callbacks(trainer, module)
         check_precision(trainer, module)
@@ -112,8 +112,14 @@ def check_training(module: L.LightningModule) -> None:
         module.check_training()
 
 
-def check_clips(trainer: L.Trainer, data: L.LightningDataModule) -> None:
-    """Raises ValueError where there are fewer clips than the ranks take in a step."""
+def check_clips(trainer: L.Trainer, data: L.LightningDataModule, module: L.LightningModule) -> None:
+    """Raises ValueError for clips of no whole chunks, or fewer than the ranks take in a step."""
+    shape = getattr(data, "latent_shape", None)
+    if isinstance(module, LingBotModule) and shape is not None and shape[1] % module.grid.frames:
+        raise ValueError(
+            f"clips of {shape[1]} latent frames are no whole chunks of {module.grid.frames}: give "
+            f"data.latent_frames={max(shape[1] // module.grid.frames, 1) * module.grid.frames}"
+        )
     if isinstance(data, BlockWorldDataModule):
         ranks = trainer.world_size // getattr(trainer.strategy, "sequence_size", 1)
         clips, batch = len(data.clips["train"]), data.batch_sizes["train"]

@@ -18,7 +18,7 @@ from lingbot.model.checks import check_choice, check_count, check_number, check_
 Check = Callable[[str, Any], object]
 # whoever starts the processes of several nodes tells them where to meet
 MEETING = ("MASTER_ADDR", "TORCHELASTIC_RUN_ID", "SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE")
-ACCELERATORS = ("auto", "cpu", "gpu", "cuda")
+MOST = 1_000_000_000  # steps, batches or epochs: more than any run lives to see
 PRECISIONS = (
     "32-true", "32", "bf16-mixed", "bf16-true", "bf16", "16-mixed", "16-true", "16", "64-true",
     "64", "transformer-engine", "transformer-engine-float16",
@@ -98,7 +98,7 @@ def _limit(least: int) -> Check:
         if isinstance(value, float):
             check_number(name, value, **({"above": 0} if least else {"low": 0}), high=1)
         else:
-            check_count(name, value, low=least)
+            check_count(name, value, low=least, high=MOST)
 
     return check
 
@@ -108,15 +108,15 @@ def _interval(name: str, value: Any) -> None:
     if isinstance(value, float):
         check_number(name, value, above=0, high=1)
     elif isinstance(value, (int, bool)):
-        check_count(name, value)
+        check_count(name, value, high=MOST)
 
 
 def _count(low: int) -> Check:
-    return lambda name, value: check_count(name, value, low=low)
+    return lambda name, value: check_count(name, value, low=low, high=MOST)
 
 
 def _max_steps(name: str, value: Any) -> None:
-    if check_count(name, value, low=-1) == 0:
+    if check_count(name, value, low=-1, high=MOST) == 0:
         raise ValueError(f"{name}=0: nothing would be done; give 1 or more, or -1 for no end")
 
 

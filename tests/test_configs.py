@@ -286,3 +286,11 @@ def test_experiments_and_debug_settings_are_for_the_commands_they_name():
     with pytest.raises(ValueError, match="debug=overfit is for lingbot-train, not for lingbot-gen"):
         check_configuration(composed("generate", ["debug=overfit"]))
     check_configuration(composed("train", ["debug=overfit"]))
+
+
+@pytest.mark.parametrize("target", ["lingbot.nothing", "lingbot.muon"])
+def test_a_target_of_ours_that_is_none_is_refused_by_its_place(target):
+    with pytest.raises(ValueError, match=rf"model\._target_={target}: there is nothing"):
+        check_configuration(
+            composed("generate", [*TINY, "weights=null", f"model._target_={target}"])
+        )

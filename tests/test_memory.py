@@ -67,6 +67,16 @@ def test_processes_share_the_host_but_not_their_gpus(monkeypatch):
         check_fits({"weights": 11 * GIB}, "cuda")
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_gpu_s_memory_is_told_without_starting_cuda():
+    most = max(
+        torch.cuda.get_device_properties(index).total_memory
+        for index in range(torch.cuda.device_count())
+    )
+    assert memory.gpu_room() == pytest.approx(most, rel=0.05)
+
+
 def test_nothing_is_refused_where_nobody_says_how_much_there_is(monkeypatch):
     monkeypatch.setattr(memory, "gpu_room", lambda: None)
     check_fits({"weights": 10**18}, "cuda")

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import math
 from pathlib import Path
 from typing import Any, Literal
 
@@ -88,8 +87,8 @@ class BlockWorldDataModule(L.LightningDataModule):
             ("train_clips", train_clips, 1, MOST_CLIPS),
             ("val_clips", val_clips, 1, MOST_CLIPS),
             ("batch_size", batch_size, 1, train_clips),
-            ("val_batch_size", val_batch_size, 1, math.inf),
-            ("encode_batch_size", encode_batch_size, 1, math.inf),
+            ("val_batch_size", val_batch_size, 1, MOST_CLIPS),
+            ("encode_batch_size", encode_batch_size, 1, MOST_CLIPS),
             ("num_workers", num_workers, 0, MOST_WORKERS),
             ("height", height, STRIDE, LARGEST_SIDE),
             ("width", width, STRIDE, LARGEST_SIDE),

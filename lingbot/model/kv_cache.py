@@ -22,6 +22,8 @@ from lingbot.model.fp8 import FP8
 from lingbot.model.fp8_attention import attend_in_fp8, decode_values
 from lingbot.model.rope import Grid
 
+MOST_FRAMES = 1_000_000_000  # latent frames: eight years
+
 
 @dataclass(frozen=True)
 class KVCacheConfig:
@@ -41,8 +43,8 @@ class KVCacheConfig:
     max_frames: int = 96
 
     def __post_init__(self) -> None:
-        check_count("kv_cache.max_frames", self.max_frames)
-        if check_count("kv_cache.window", self.window, low=-1) == 0:
+        check_count("kv_cache.max_frames", self.max_frames, high=MOST_FRAMES)
+        if check_count("kv_cache.window", self.window, low=-1, high=MOST_FRAMES) == 0:
             raise ValueError(
                 f"kv_cache.window={self.window}: give a positive number of latent frames, "
                 "or -1 for the whole history"

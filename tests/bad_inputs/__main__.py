@@ -67,13 +67,16 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         given = list(inputs(options.count, options.seed, make_files(Path(folder) / "files")))
         with ThreadPoolExecutor(options.processes) as pool:
-            answers = list(
-                pool.map(lambda one: answer(one.command, list(one.options), options.limit), given)
+            answers = pool.map(
+                lambda one: answer(one.command, list(one.options), options.limit), given
             )
-    pairs = list(zip(given, answers, strict=True))
-    wrong = [told(*pair) for pair in pairs if not is_right(*pair)]
-    print("\n".join([*wrong, "", table(pairs)]))
-    sys.exit(bool(wrong))
+            pairs = []
+            for pair in zip(given, answers, strict=True):
+                pairs.append(pair)
+                if not is_right(*pair):
+                    print(told(*pair), flush=True)
+    print(f"\n{table(pairs)}")
+    sys.exit(not all(is_right(*pair) for pair in pairs))
 
 
 if __name__ == "__main__":

@@ -68,7 +68,7 @@ def wrong_type(draw: random.Random) -> Input:
     """A value where a group is, or a group where a value is."""
     command = draw.choice(ALL)
     key = draw.choice(["model", "camera", "sampler", "kv_cache", "module", "codec", "kernels"])
-    inner = draw.choice(["model.dim", "camera.height", "seed", "fps", "paths.root_dir"])
+    inner = draw.choice(["model.dim", "camera.height", "seed", "fps"])
     option = draw.choice([
         f"{key}=5", f"{key}=nothing", f"{key}=[]", f"{key}=''", f"{inner}={{a: {{b: 1}}}}",
         f"{inner}=[[1]]",
