@@ -6,7 +6,7 @@ They know the module by documented members only: `session.finished_reports` and
 """
 
 from lingbot.callbacks.contact_sheet import ContactSheet
-from lingbot.callbacks.interrupt_checkpoint import InterruptCheckpoint
+from lingbot.callbacks.last_checkpoint import LastCheckpoint
 from lingbot.callbacks.step_log import RealtimeStepLog
 from lingbot.callbacks.step_plot import StepPlot
 from lingbot.callbacks.step_progress import StepProgress
@@ -15,7 +15,7 @@ from lingbot.callbacks.video_writer import VideoWriter
 
 __all__ = [
     "ContactSheet",
-    "InterruptCheckpoint",
+    "LastCheckpoint",
     "RealtimeStepLog",
     "StepPlot",
     "StepProgress",

@@ -16,6 +16,7 @@ from lightning import Callback, LightningModule, Trainer
 from numpy.typing import NDArray
 
 from lingbot.callbacks.wandb_media import send_image
+from lingbot.checkpoints.atomic import atomic_file
 from lingbot.data.contact_sheet import draw_contact_sheet, spread_frames
 from lingbot.model.checks import check_count
 
@@ -104,7 +105,8 @@ class ContactSheet(Callback):
             shown = [t for t in columns if t < min(len(generated), len(truth))]
             rows += [(f"clip {number}\ngenerated", generated[shown]), ("truth", truth[shown])]
         headings = [f"{t / self.fps:.2f} s" for t in columns]
-        draw_contact_sheet(rows, headings, title, group=2).save(path)
+        with atomic_file(path) as partial:
+            draw_contact_sheet(rows, headings, title, group=2).save(partial)
 
 
 def _as_array(frames: Any) -> NDArray[np.uint8]:

@@ -9,6 +9,7 @@ from lightning import Trainer
 
 from lingbot.callbacks.step_reports import ByRank, StepReports
 from lingbot.callbacks.wandb_media import send_image
+from lingbot.checkpoints.atomic import atomic_file
 from lingbot.data.video_file import FASTEST
 from lingbot.model.checks import check_count
 from lingbot.realtime.step_figure import draw_steps
@@ -32,7 +33,7 @@ class StepPlot(StepReports):
 
     def drive_done(self, trainer: Trainer, by_rank: ByRank, note: str) -> None:
         """Draw, save, and show in W&B where it is used."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        draw_steps(by_rank, self.fps, note).savefig(self.path)
+        with atomic_file(self.path) as partial:
+            draw_steps(by_rank, self.fps, note).savefig(partial)
         log.info("A plot of the step times is in %s", self.path.resolve())
         send_image(trainer, "realtime_run/step_times", self.path)

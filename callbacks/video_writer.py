@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from lingbot.callbacks.wandb_media import send_video
+from lingbot.checkpoints.atomic import atomic_file
 from lingbot.data.video_file import Mp4File
 from lingbot.model.checks import check_switch
 
@@ -93,8 +94,8 @@ class VideoWriter(Callback):
             log.info("Interrupted; %s ends after %d frames", self.path.resolve(), self._close())
 
     def _write_first_frame(self, frames: NDArray[np.uint8]) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(frames[0]).save(self.path.with_name("first_frame.png"))
+        with atomic_file(self.path.with_name("first_frame.png")) as partial:
+            Image.fromarray(frames[0]).save(partial)
 
     def _wait(self) -> None:
         encoding, self._encoding = self._encoding, None

@@ -26,6 +26,7 @@ from lingbot.benchmark.ranks import measure_on
 from lingbot.benchmark.report import JSON, differences_table, name_of, results_table, write_results
 from lingbot.benchmark.results import Result, alone, results
 from lingbot.benchmark.settings import Setting, configurations, setting_of
+from lingbot.checkpoints.atomic import atomic_file
 from lingbot.drive import check_files
 from lingbot.launch import (
     build_loggers,
@@ -95,7 +96,8 @@ def bench(cfg: DictConfig, overrides: Sequence[str] | None = None) -> list[Resul
             "compared": [asdict(setting) for setting in settings],
         }
         write_results(folder / JSON, circumstances, among)
-        draw_results(among, command).savefig(folder / PICTURE)
+        with atomic_file(folder / PICTURE) as partial:
+            draw_results(among, command).savefig(partial)
         log_results(loggers, among, folder / PICTURE)
     finally:
         finish_loggers(cfg)

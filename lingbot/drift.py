@@ -18,6 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from lingbot.benchmark.environment import environment
+from lingbot.checkpoints.atomic import atomic_file
 from lingbot.device import device_name
 from lingbot.fidelity.errors import SettingDrift, measure
 from lingbot.fidelity.figure import PICTURE, draw_drifts
@@ -79,7 +80,8 @@ def drift(cfg: DictConfig, overrides: Sequence[str] | None = None) -> list[Setti
     }
     write_drift(folder / JSON, circumstances, drifts)
     title = f"{cfg.num_chunks} chunks, {cfg.compare} · {device_name(plan.device)}"
-    draw_drifts(drifts, title).savefig(folder / PICTURE)
+    with atomic_file(folder / PICTURE) as partial:
+        draw_drifts(drifts, title).savefig(partial)
     return drifts
 
 

@@ -149,6 +149,6 @@ def build_trainer(
     return trainer
 
 
-def video_frames(module: LingBotModule, drive: ControlStream) -> int:
-    """Video frames that a drive makes."""
-    return 1 + VIDEO_FRAMES * (len(drive) * module.grid.frames - 1)
+def video_frames(frames_per_chunk: int, steps: int) -> int:
+    """Video frames of that many realtime steps."""
+    return 1 + VIDEO_FRAMES * (steps * frames_per_chunk - 1) if steps else 0

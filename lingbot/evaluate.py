@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.progress import track
 
 from lingbot.benchmark.inputs import random_controls
+from lingbot.checkpoints.atomic import atomic_file
 from lingbot.data.blockworld_clips import BlockWorldClips
 from lingbot.data.control_stream import MOST_STEPS
 from lingbot.data.video_file import FASTEST
@@ -135,10 +136,13 @@ def draw_sheets(cfg: DictConfig, shown: list[DrivenScene], folder: Path) -> None
     for first in range(0, len(shown), SCENES_A_SHEET):
         some = shown[first : first + SCENES_A_SHEET]
         sheet = draw_scenes(some, cfg.sheet_columns, cfg.fps)
-        sheet.save(folder / f"scenes_{first + 1:02d}-{first + len(some):02d}.png")
+        name = f"scenes_{first + 1:02d}-{first + len(some):02d}.png"
+        with atomic_file(folder / name) as partial:
+            sheet.save(partial)
     chosen = [shown[number - 1] for number in cfg.readme_scenes if number <= len(shown)]
     if chosen:
-        draw_scenes(chosen, cfg.readme_columns, cfg.fps).save(folder / README_SHEET)
+        with atomic_file(folder / README_SHEET) as partial:
+            draw_scenes(chosen, cfg.readme_columns, cfg.fps).save(partial)
 
 
 def check_scenes(cfg: DictConfig) -> None:

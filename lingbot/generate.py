@@ -59,11 +59,12 @@ def generate(cfg: DictConfig) -> dict[str, Any]:
 
     Returns:
         What was made: the run's `folder`, its `files` by name, and the numbers of realtime `steps`
-        and video `frames`.
+        and video `frames` that were driven.
 
     Raises:
         UserError: for input that cannot be driven; nothing has been loaded or started.
         SIGTERMException: when the process was told to end; the files hold what was driven.
+        FloatingPointError: for a chunk that is not finite; the files hold the steps before it.
     """
     with refusing():
         check_options(cfg)
@@ -90,8 +91,8 @@ def generate(cfg: DictConfig) -> dict[str, Any]:
     return {
         "folder": str(folder),
         "files": written_files(folder),
-        "steps": len(drive),
-        "frames": video_frames(module, drive),
+        "steps": driven_steps(module),
+        "frames": video_frames(module.grid.frames, driven_steps(module)),
     }
 
 
@@ -100,6 +101,11 @@ def check_memory(cfg: DictConfig, module: LingBotModule) -> None:
     options, ranks = cfg.trainer, count_devices(cfg.trainer) * cfg.trainer.num_nodes
     need = driving_need(module, weights_dtype(options), ranks)
     check_fits(need, device_of(options), count_devices(options))
+
+
+def driven_steps(module: LingBotModule) -> int:
+    """Realtime steps that the module's last drive has taken, on any of its ranks."""
+    return 0 if module.session is None else module.session.step_index
 
 
 def written_files(folder: Path) -> dict[str, str]:

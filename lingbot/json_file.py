@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from pathlib import Path
 from typing import Any
+
+from lingbot.checkpoints.atomic import atomic_file
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Write plain values; numbers that are not finite, which JSON does not know, become null."""
-    unfinished = path.with_name(path.name + ".partial")
-    unfinished.write_text(json.dumps(_finite(content), indent=1, allow_nan=False) + "\n")
-    os.replace(unfinished, path)
+    with atomic_file(path) as partial:
+        partial.write_text(json.dumps(_finite(content), indent=1, allow_nan=False) + "\n")
 
 
 def _finite(value: Any) -> Any:

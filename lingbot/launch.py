@@ -92,6 +92,10 @@ def run_command(task: Callable[[DictConfig], Any], name: str) -> None:
             if rank() == 0:
                 print(f"lingbot-{name}: {refusal}", file=sys.stderr)
             sys.exit(2)
+        except FloatingPointError as error:  # says all there is to say
+            log.debug("not finite", exc_info=True)
+            print(f"lingbot-{name}: {error}", file=sys.stderr)
+            sys.exit(1)
 
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # Lightning 2.6 on torch 2.13
     # of sharded blocks whose outputs are views; none of them is written to in place

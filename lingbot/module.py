@@ -44,6 +44,7 @@ from lingbot.parallel.sharding import shard_weights
 from lingbot.parallel.strategy import ShardedSequenceParallelStrategy
 from lingbot.realtime.session import RealtimeSession
 from lingbot.training.optimizer_check import check_optimizer
+from lingbot.training.resume import align_progress, note_endless, step_generator
 
 log = logging.getLogger(__name__)
 
@@ -146,6 +147,7 @@ class LingBotModule(L.LightningModule):
         self.transformer: CausalLingBotTransformer | None = None
         self.session: RealtimeSession | None = None
         self._world: tuple[Tensor, str, int] | None = None
+        self._last_loss: tuple[int, Tensor | None] = 0, None
 
     # ---- building -----------------------------------------------------------------------------
 
@@ -157,6 +159,7 @@ class LingBotModule(L.LightningModule):
         self.transformer.recompute = self.recompute
         self.text_encoder = self._make_text_encoder()
         self.codec = self._make_codec().requires_grad_(False).eval()
+        self.codec.register_load_state_dict_pre_hook(_keep_frozen)
         if self.weights is not None:
             load_weights(self.transformer, self.text_encoder, self.weights)
         elif self._initialise is not None:
@@ -278,10 +281,35 @@ class LingBotModule(L.LightningModule):
         """Batch of clips (see `lingbot.data.blockworld_clips`) -> loss."""
         assert self.objective is not None
         resample = self.objective.resamples(self.global_step)
+        self._check_finite()
         losses = self._losses(batch, self._generator(self.global_step, batch_idx), resample)
+        self._last_loss = self.global_step, losses["loss"].detach().isfinite()
+        if self.device.type == "cpu":
+            self._check_finite()
         self.log("train/loss", losses["loss"], prog_bar=True)
         self.log("train/clean_error", losses["clean_error"])
         return losses["loss"]
+
+    def on_validation_start(self) -> None:
+        self._check_finite()
+
+    def on_train_epoch_end(self) -> None:
+        self._check_finite()
+
+    def _check_finite(self) -> None:
+        """Ends a training whose last loss is not finite, before anything is saved of it.
+
+        A GPU is asked a step later, when it knows; a CPU at once.
+
+        Raises:
+            FloatingPointError: naming the step.
+        """
+        (step, finite), self._last_loss = self._last_loss, (0, None)
+        if finite is not None and not bool(finite):
+            raise FloatingPointError(
+                f"training step {step + 1}: the loss is not finite; lower optimizer.lr, raise "
+                "scheduler.warmup_steps, or go on from an earlier checkpoint with other data"
+            )
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         losses = self._losses(batch, self._generator(-1, batch_idx))
@@ -350,11 +378,22 @@ class LingBotModule(L.LightningModule):
         """Alike on the ranks of a sequence group, different on data ranks and in every step."""
         mesh = self.device_mesh
         data_rank = mesh["data"].get_local_rank() if mesh is not None else self.global_rank
-        key = (self.seed, data_rank, step + 1, batch_idx)
-        return torch.Generator().manual_seed(hash(key) & 0x7FFF_FFFF_FFFF_FFFF)
+        return step_generator(self.seed, data_rank, step + 1, batch_idx)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        note_endless(self.trainer, checkpoint)
         if isinstance(self._trainer and self._trainer.strategy, ShardedSequenceParallelStrategy):
             return  # which resumes from nothing less than all that the module holds
-        state = checkpoint["state_dict"]
-        checkpoint["state_dict"] = {k: v for k, v in state.items() if not k.startswith(FROZEN)}
+        for name in ("state_dict", "current_model_state"):  # the second beside averaged weights
+            if name in checkpoint:
+                state = checkpoint[name]
+                checkpoint[name] = {k: v for k, v in state.items() if not k.startswith(FROZEN)}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        align_progress(self.trainer, checkpoint)
+
+
+def _keep_frozen(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    """Weights that a checkpoint leaves out stay as they are, for whoever loads it strictly."""
+    for name, value in module.state_dict().items():
+        state.setdefault(prefix + name, value)

@@ -79,7 +79,7 @@ def train(cfg: DictConfig) -> dict[str, float]:
     try:
         trainer.loggers = build_loggers(cfg)
         log_configuration(cfg, trainer.loggers)
-        trainer.fit(module, datamodule=data, ckpt_path=cfg.ckpt_path)
+        trainer.fit(module, datamodule=data, ckpt_path=cfg.ckpt_path, weights_only=True)
     finally:
         finish_loggers(cfg)
     wanted = cfg.export_dir is not None and not cfg.trainer.get("fast_dev_run")

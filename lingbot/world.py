@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import tempfile
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,6 +24,7 @@ from torch.distributed.checkpoint import FileSystemReader
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from lingbot.building import build
+from lingbot.checkpoints.atomic import atomic_folder
 from lingbot.codec.text import UMT5TextEncoder
 from lingbot.conf.resolvers import shipped_world
 from lingbot.launch import UserError, check_options, compose_command, refusing
@@ -140,17 +140,12 @@ def save_world(module: LingBotModule, folder: str | Path) -> None:
         states[TEXT_ENCODER] = whole_state(module.text_encoder)
     if is_sharded(module.transformer) and dist.get_rank() != 0:
         return
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as workshop:
-        made = Path(workshop) / "made"
+    with atomic_folder(folder) as made:
         for name, state in states.items():
             save_weights(state, made / name, torch.float16)
         module.codec.save(made / CODEC)
         for file in made.rglob("*.safetensors"):
             file.chmod(0o644)  # safetensors lets only the owner read
-        if folder.exists():
-            folder.rename(Path(workshop) / "replaced")
-        made.rename(folder)
     log.info("the world is in %s", folder)
 
 

@@ -7,7 +7,7 @@ from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader
 
-from lingbot.camera.controls import CameraControl
+from lingbot.camera.controls import CameraControl, Controls
 from lingbot.data.control_stream import ControlStream
 from lingbot.diffusion import FewStepSampler, FlowMatching, FlowSchedule
 from lingbot.model import KVCacheConfig, TransformerConfig
@@ -364,3 +364,20 @@ def test_parts_that_do_not_fit_are_refused_before_anything_is_built(changes, say
 
     with pytest.raises(ValueError, match=says):
         make_module(SMALL, codec=never, text_encoder=never, **changes)
+
+
+@pytest.mark.parametrize("precision", ["bf16-true", "16-true", "64-true", "bf16-mixed"])
+def test_controls_reach_the_session_untouched_in_every_precision(precision):
+    """Poses keep their digits, whatever Lightning does to the tensors of a batch."""
+    poses = torch.eye(4, dtype=torch.float64).repeat(9, 1, 1)
+    poses[:, 2, 3] = torch.arange(9) / 3
+    controls = Controls(poses=poses)
+    converted = quiet_trainer(precision=precision).precision_plugin.convert_input(controls)
+    assert converted is controls
+    assert controls.poses.dtype == torch.float64
+
+
+def test_a_loss_that_is_not_finite_ends_the_training_and_names_its_step(tmp_path):
+    module = make_module(optimizer=lambda weights: torch.optim.SGD(weights, lr=float("inf")))
+    with pytest.raises(FloatingPointError, match="training step 2: the loss is not finite"):
+        quiet_trainer(max_steps=5).fit(module, DataLoader(OneBatch(), batch_size=None))

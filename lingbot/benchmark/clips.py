@@ -14,7 +14,9 @@ from lingbot.camera.actions import action_poses
 from lingbot.camera.controls import LARGEST_SIDE, LONGEST_CHUNK
 from lingbot.data.blockworld_clips import LONGEST_DRIVE, collate_clips
 from lingbot.data.blockworld_module import MOST_CLIPS
+from lingbot.data.endless_sampler import EndlessSampler
 from lingbot.model.checks import check_count
+from lingbot.training.resume import data_ranks
 
 CHANNELS, STRIDE = 16, 8  # of every codec's latents
 
@@ -91,6 +93,7 @@ class RandomClipsDataModule(L.LightningDataModule):
         self.latent_shape = batch_size, latent_frames
 
     def train_dataloader(self) -> DataLoader[dict[str, Any]]:
+        sampler = EndlessSampler(self.dataset, self.batch_size, 0, *data_ranks(self.trainer))
         return DataLoader(
-            self.dataset, self.batch_size, shuffle=True, drop_last=True, collate_fn=collate_clips
+            self.dataset, self.batch_size, sampler=sampler, drop_last=True, collate_fn=collate_clips
         )

@@ -94,6 +94,10 @@ class Controls:
         return self
 
 
+# Lightning rounds the tensors of dataclasses to a run's precision; poses need all their digits.
+del Controls.__dataclass_fields__
+
+
 class CameraControl:
     """The camera of a session: controls of one chunk after another to the transformer's control.
 
@@ -174,7 +178,7 @@ class CameraControl:
         Raises:
             ValueError: controls that do not fit this chunk; the camera stays where it was.
         """
-        self._check(controls)
+        self.check(controls)
         if self._step == 0:
             self._session_intrinsics = controls.intrinsics or self.intrinsics
             self._session_scale = self._scale(controls)
@@ -255,8 +259,8 @@ class CameraControl:
             )
         return scale_translations(relative_poses(poses[:, ::VIDEO_FRAMES]), self.translation_scale)
 
-    def _check(self, controls: Controls) -> None:
-        """Refuse controls that do not fit the next chunk, before anything has moved."""
+    def check(self, controls: Controls) -> None:
+        """Raises ValueError for controls that do not fit the next chunk; nothing moves."""
         frames = frames_in_chunk(self._step, self.frames_per_chunk)
         chunk = f"chunk {self._step} of {self.frames_per_chunk} latent frames"
         if controls.poses is not None:

@@ -7,6 +7,7 @@ that, a full disk included, leaves what was there before.
 
 from __future__ import annotations
 
+import ctypes
 import os
 import shutil
 import tempfile
@@ -28,7 +29,10 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
     try:
         yield partial
         flush(partial)
-        os.replace(partial, path)
+        if path.is_dir() and not path.is_symlink():  # a sharded checkpoint was there
+            replace_folder(partial, path)
+        else:
+            os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
     flush(path.parent)
@@ -44,21 +48,40 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
     path = Path(path).absolute()
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent) as workshop:
-        made, replaced = Path(workshop) / "made", Path(workshop) / "replaced"
+        made = Path(workshop) / "made"
         made.mkdir()
         yield made
-        for entry in [*made.rglob("*"), made]:
-            flush(entry)
-        if path.exists():
-            path.rename(replaced)
-        try:
-            made.rename(path)
-        except OSError:
-            if replaced.exists():
-                replaced.rename(path)
-            raise
-        flush(path.parent)
-        shutil.rmtree(replaced, ignore_errors=True)
+        replace_folder(made, path)
+
+
+def replace_folder(made: Path, path: Path) -> None:
+    """Gives a finished folder the name `path`, on the same file system; removes what had it."""
+    for entry in [*made.rglob("*"), made]:
+        flush(entry)
+    if not os.path.lexists(path):
+        made.rename(path)
+    elif _exchange(made, path):
+        _remove(made)
+    else:  # for an instant there is none: file systems without an exchange know no better way
+        replaced = made.with_name(f"{made.name}.replaced")
+        path.rename(replaced)
+        made.rename(path)
+        _remove(replaced)
+    flush(path.parent)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Swaps two names in one step of the file system; False where that cannot be done."""
+    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)  # Linux
+    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    return rename is not None and rename(here, bytes(one), here, bytes(other), exchange) == 0
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def flush(path: Path) -> None:

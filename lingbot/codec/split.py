@@ -125,7 +125,9 @@ def make_decoder(
         exchange: the sequence group; on one rank there is nothing to share.
         width: columns of the latents.
         decode: `split` shares the picture out over the ranks, `whole` decodes all of it on every
-            rank, `auto` shares it out where the busiest rank saves a tenth or more.
+            rank. `auto` shares it out on GPUs, where the busiest rank saves a tenth or more; on
+            CPUs it decodes whole pictures, since their kernels may round a strip otherwise (in
+            bfloat16 those of AMX do) and any number of ranks is to make the same bytes.
         graphed: on CUDA, replay the steady chunks from a recorded graph.
 
     Raises:
@@ -133,7 +135,8 @@ def make_decoder(
     """
     check_decode(decode)
     ranks, convolutions = exchange.size, codec.vae.decoder
-    if decode == "whole" or ranks == 1 or (decode == "auto" and ranks > width):
+    same_bytes = decode == "auto" and codec.device.type == "cpu"
+    if decode == "whole" or same_bytes or ranks == 1 or (decode == "auto" and ranks > width):
         chosen, why = codec.stream(), "whole pictures on every rank"
     else:
         split = SplitDecoder(codec, exchange, width)

@@ -9,6 +9,7 @@ measured on training clips and stored in the codec's config.
 
 import logging
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from lingbot.codec.video import VideoCodec, uint8_to_frames
 from lingbot.model.checks import check_count, check_number
 from lingbot.training.optimizer_check import check_optimizer
+from lingbot.training.resume import align_progress, note_endless, step_generator
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +41,7 @@ class CodecModule(LightningModule):
         kl_weight: weight of the KL divergence from a unit normal, per latent value.
         statistics_batches: training batches that the latents' mean and deviation are measured on.
         export_to: folder that gets the codec (diffusers format, float16) when the fit ends.
+        seed: of the crops and of the posterior's noise.
 
     Raises:
         ValueError: a crop that the codec cannot encode.
@@ -54,6 +57,7 @@ class CodecModule(LightningModule):
         kl_weight: float = 1e-4,
         statistics_batches: int = 16,
         export_to: str | None = None,
+        seed: int = 0,
     ) -> None:
         super().__init__()
         if not isinstance(codec, VideoCodec):
@@ -74,15 +78,18 @@ class CodecModule(LightningModule):
         self.crops = crops
         self.edge_weight, self.kl_weight = edge_weight, kl_weight
         self.statistics_batches = statistics_batches
-        self.export_to = export_to
+        self.export_to, self.seed = export_to, seed
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         pictures = batch["frames"]
+        generator = step_generator(self.seed, self.global_rank, self.global_step, batch_idx)
         if self.crops is not None:
-            pictures = random_crop(pictures, self.crops[int(torch.randint(len(self.crops), ()))])
+            drawn = int(torch.randint(len(self.crops), (), generator=generator))
+            pictures = random_crop(pictures, self.crops[drawn], generator)
         frames = uint8_to_frames(pictures)
         mean, log_variance = self.codec.posterior(frames)
-        latents = mean + (0.5 * log_variance).exp() * torch.randn_like(mean)
+        noise = torch.randn(mean.shape, generator=generator).to(mean)
+        latents = mean + (0.5 * log_variance).exp() * noise
         decoded = self.codec.stream().decode_unclamped(self.codec.normalise(latents))
         losses = {
             "pixels": (decoded - frames).abs().mean(),
@@ -102,9 +109,13 @@ class CodecModule(LightningModule):
 
     def on_train_end(self) -> None:
         """Measures the latents' statistics, in the precision of the run, and exports the codec."""
-        clips = (batch["frames"] for batch in self.trainer.train_dataloader or ())
-        with self.trainer.precision_plugin.forward_context():
-            mean, std = latent_statistics(self.codec, islice(clips, self.statistics_batches))
+        assert self.trainer.train_dataloader is not None
+        clips = (batch["frames"] for batch in self.trainer.train_dataloader)
+        mean, std = latent_statistics(
+            self.codec,
+            islice(clips, self.statistics_batches),
+            self.trainer.precision_plugin.forward_context,
+        )
         self.codec.set_statistics(mean, std)
         if self.export_to is not None and self.trainer.is_global_zero:
             self.codec.save(Path(self.export_to))
@@ -113,6 +124,12 @@ class CodecModule(LightningModule):
     def check_training(self) -> float:
         """Bytes the optimizer keeps for each of a weight; ValueError for rates that are none."""
         return check_optimizer(self.optimizer, self.scheduler)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        note_endless(self.trainer, checkpoint)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        align_progress(self.trainer, checkpoint)
 
     def configure_optimizers(self) -> Any:
         optimizer = self.optimizer(self.parameters())
@@ -125,16 +142,22 @@ class CodecModule(LightningModule):
 
 
 @torch.no_grad()
-def latent_statistics(codec: VideoCodec, clips: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
+def latent_statistics(
+    codec: VideoCodec,
+    clips: Iterable[Tensor],
+    precision: Callable[[], AbstractContextManager[None]] = nullcontext,
+) -> tuple[Tensor, Tensor]:
     """Mean and deviation of each channel of the sampled latents of uint8 clips `[B, T, H, W, 3]`.
 
     The deviation counts the posterior's own noise, so a channel that the codec does not use (its
     posterior is the unit normal, its mean says nothing) keeps a deviation of one and normalises to
     nearly nothing, rather than being blown up into something a diffusion model would have to learn.
+    Clips are encoded under `precision`, and drawn outside of it.
     """
     count, total, squares = 0, torch.zeros(()), torch.zeros(())
     for clip in clips:
-        mean, log_variance = codec.posterior(uint8_to_frames(clip.to(codec.device)))
+        with precision():
+            mean, log_variance = codec.posterior(uint8_to_frames(clip.to(codec.device)))
         count += mean[:, 0].numel()
         total = total + mean.double().sum(dim=(0, 2, 3, 4)).cpu()
         second_moment = mean.double().square() + log_variance.double().exp()
@@ -145,13 +168,15 @@ def latent_statistics(codec: VideoCodec, clips: Iterable[Tensor]) -> tuple[Tenso
     return mean, (squares / count - mean.square()).clamp_min(1e-12).sqrt()
 
 
-def random_crop(pictures: Tensor, size: Sequence[int]) -> Tensor:
+def random_crop(
+    pictures: Tensor, size: Sequence[int], generator: torch.Generator | None = None
+) -> Tensor:
     """One random crop of `size` (clips, frames, height, width) of pictures `[B, T, H, W, 3]`."""
     available = pictures.shape[:4]
     if any(have < want for have, want in zip(available, size, strict=True)):
         raise ValueError(f"a crop of {tuple(size)} does not fit in clips of {tuple(available)}.")
     for axis, (have, want) in enumerate(zip(available, size, strict=True)):
-        start = int(torch.randint(have - want + 1, ()))
+        start = int(torch.randint(have - want + 1, (), generator=generator))
         pictures = pictures.narrow(axis, start, want)
     return pictures
 

@@ -18,6 +18,7 @@ from diffusers import AutoencoderKLWan
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from lingbot.checkpoints.atomic import atomic_folder
 from lingbot.codec.architecture import check_architecture
 from lingbot.codec.pictures import frames_to_uint8, uint8_to_frames
 from lingbot.codec.streaming import CausalState, StreamingDecoder, plain_head
@@ -136,18 +137,21 @@ class VideoCodec(nn.Module):
         self._statistics_on.clear()
 
     def save(self, folder: str | Path, dtype: str = "float16") -> None:
-        """Write config.json and the weights, stored as `dtype`, as a diffusers folder."""
+        """Write config.json and the weights, stored as `dtype`, as a diffusers folder.
+
+        A folder that is there already is replaced.
+        """
         check_dtype(dtype)
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
         config = json.loads(self.vae.to_json_string())
         config.pop("_name_or_path", None)  # the folder it was loaded from means nothing elsewhere
-        (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
         weights = {
             name: weight.detach().to("cpu", DTYPES[dtype]).contiguous()
             for name, weight in self.vae.state_dict().items()
         }
-        save_file(weights, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+        with atomic_folder(folder) as made:
+            text = json.dumps(config, indent=2, sort_keys=True) + "\n"
+            (made / "config.json").write_text(text)
+            save_file(weights, made / WEIGHTS_FILE, metadata={"format": "pt"})
 
     def _statistics(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """Latents' mean and deviation, `[16, 1, 1, 1]`; float32 whatever the weights are.

@@ -16,6 +16,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+from lingbot.data.blockworld_precision import float32_arithmetic
 from lingbot.data.blockworld_rays import PLACE, Solids, Vector, enter
 from lingbot.data.blockworld_scene import Scene, make_scene
 from lingbot.data.blockworld_shading import ground_colour, sky, solid_colour
@@ -40,6 +41,7 @@ class Cameras:
     width: int
 
 
+@float32_arithmetic()
 def render(
     scene: Scene,
     poses: Tensor,

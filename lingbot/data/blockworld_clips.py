@@ -17,6 +17,7 @@ from torch.utils.data import Dataset, default_collate
 
 from lingbot.camera.actions import action_poses, random_actions
 from lingbot.data.blockworld import INTRINSICS, Scene, make_scene, random_prompt, render
+from lingbot.data.blockworld_precision import float32_arithmetic
 from lingbot.data.blockworld_words import choose
 from lingbot.model.checks import check_count
 
@@ -42,6 +43,7 @@ class Drive:
     poses: Tensor
 
 
+@float32_arithmetic()
 def draw_drive(seed: int, num_frames: int, variant: int = 0) -> Drive:
     """The drive of a seed; other variants are other drives from the same start in the same scene.
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import time
 from collections.abc import Iterator
 from itertools import islice
@@ -24,6 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from lingbot.checkpoints.atomic import atomic_file
 from lingbot.data.blockworld_clips import BlockWorldClips, collate_clips
 
 log = logging.getLogger(__name__)
@@ -266,12 +266,11 @@ def merge(path: Path, names: list[Path], key: dict[str, str]) -> None:
 def save(
     path: Path, tensors: dict[str, Tensor], prompts: list[str], actions: list, key: dict[str, str]
 ) -> None:
-    """Write a file of clips under another name, then move it where it belongs."""
+    """Write a file of clips, whole or not at all."""
     metadata = {
         "key": json.dumps(key),
         "prompts": json.dumps(prompts),
         "actions": json.dumps(actions),
     }
-    unfinished = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    save_file(tensors, unfinished, metadata=metadata)
-    os.replace(unfinished, path)
+    with atomic_file(path) as partial:
+        save_file(tensors, partial, metadata=metadata)

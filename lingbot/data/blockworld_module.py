@@ -27,8 +27,10 @@ from lingbot.data.blockworld_latents import (
     merge,
     part_names,
 )
+from lingbot.data.endless_sampler import EndlessSampler
 from lingbot.device import choose_device
 from lingbot.model.checks import check_count
+from lingbot.training.resume import data_ranks, trained_batches
 
 log = logging.getLogger(__name__)
 
@@ -56,6 +58,7 @@ class BlockWorldDataModule(L.LightningDataModule):
         height, width: pixels, multiples of 8.
         device: where clips are encoded for the cache and, without workers, rendered; "auto" is a
             GPU where there is one. Bare frames are always rendered on the CPU.
+        seed: of the order in which training clips come.
 
     Raises:
         ValueError: an unknown content, "latents" without codec or folder, a length the codec
@@ -78,6 +81,7 @@ class BlockWorldDataModule(L.LightningDataModule):
         height: int = 96,
         width: int = 160,
         device: str = "auto",
+        seed: int = 0,
     ) -> None:
         super().__init__()
         if content not in ("latents", "frames"):
@@ -112,6 +116,7 @@ class BlockWorldDataModule(L.LightningDataModule):
         self.cache_dir = None if cache_dir is None else Path(cache_dir)
         self.batch_sizes = {"train": batch_size, "val": val_batch_size}
         self.device = device if device == "auto" else str(choose_device(device))
+        self.seed = seed
         self.encode_batch_size, self.num_workers = encode_batch_size, num_workers
         self.latent_shape = batch_size, latent_frames or encoded  # clips, latent frames each
         self.clips = {
@@ -187,6 +192,16 @@ class BlockWorldDataModule(L.LightningDataModule):
         digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:8]
         return self.cache_dir / f"blockworld_{split}_{digest}.safetensors"
 
+    def _sampler(self) -> EndlessSampler:
+        """The order of training clips, from where the training stands."""
+        return EndlessSampler(
+            self.datasets["train"],
+            self.batch_sizes["train"],
+            self.seed,
+            *data_ranks(self.trainer),
+            position=lambda: trained_batches(self.trainer),
+        )
+
     def train_dataloader(self) -> DataLoader[dict[str, Any]]:
         return self._loader("train")
 
@@ -197,7 +212,7 @@ class BlockWorldDataModule(L.LightningDataModule):
         return DataLoader(
             self.datasets[split],
             batch_size=self.batch_sizes[split],
-            shuffle=split == "train",
+            sampler=self._sampler() if split == "train" else None,
             drop_last=split == "train",
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,

@@ -16,6 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Generator, Tensor, nn
 
+from lingbot.data.blockworld_precision import float32_arithmetic
 from lingbot.data.blockworld_rays import (
     BOX,
     PILLAR,
@@ -92,6 +93,7 @@ class Scene:
         )
 
 
+@float32_arithmetic()
 def make_scene(seed: int, prompt: str | BlockWorldPrompt = "") -> Scene:
     """Make the scene of a seed; words that the prompt leaves open are drawn from the seed too."""
     given = BlockWorldPrompt.parse(prompt) if isinstance(prompt, str) else prompt

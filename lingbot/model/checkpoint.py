@@ -8,7 +8,6 @@ was trained along); the public ones hold `lingbot_world_fast/` (original) or `tr
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -16,6 +15,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+
+from lingbot.checkpoints.atomic import atomic_file
 
 TRANSFORMER = "transformer.safetensors"
 TEXT_ENCODER = "text_encoder.safetensors"
@@ -87,12 +88,9 @@ def load_into(module: nn.Module, files: list[Path]) -> None:
 
 def save_weights(state: Mapping[str, Tensor], file: str | Path, dtype: torch.dtype) -> None:
     """Writes a module's state as safetensors in `dtype`; the file appears whole or not at all."""
-    file = Path(file)
-    file.parent.mkdir(parents=True, exist_ok=True)
     made = {name: tensor.detach().to("cpu", dtype).contiguous() for name, tensor in state.items()}
-    partial = file.with_suffix(".partial")
-    save_file(made, partial, metadata={"format": "pt"})
-    os.replace(partial, file)
+    with atomic_file(file) as partial:
+        save_file(made, partial, metadata={"format": "pt"})
 
 
 def _shapes(files: list[Path]) -> Iterator[tuple[str, list[int]]]:

@@ -147,7 +147,7 @@ class KVCache:
             ValueError: when `first_frame` is not after the frames already held, or the sink's
                 frames have been skipped.
         """
-        self._check_place(first_frame)
+        self.check_place(first_frame)
         slots = [self._claim_slot(first_frame + i) for i in range(self.grid.frames)]
         self._runs = list(_runs(slots))
 
@@ -244,7 +244,8 @@ class KVCache:
         keys, values = rows
         return (keys.float(), decode_values(values)) if self.in_fp8 else (keys, values)
 
-    def _check_place(self, first_frame: int) -> None:
+    def check_place(self, first_frame: int) -> None:
+        """Raises what `begin_chunk` would; nothing changes."""
         held, sink = self._frame_of_slot, self.config.sink
         if held and first_frame <= max(held):
             raise ValueError(

@@ -1,8 +1,10 @@
 """Sequence parallelism as Lightning strategies: over DDP and over FSDP2."""
 
 import inspect
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Trainer
@@ -11,6 +13,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 
+from lingbot.checkpoints.atomic import replace_folder
 from lingbot.parallel.sequence_parallel import SequenceParallelMixin
 from lingbot.parallel.sharding import check_sharded
 
@@ -60,6 +63,25 @@ class ShardedSequenceParallelStrategy(SequenceParallelMixin, ModelParallelStrate
         if trainer.state.fn == TrainerFn.FITTING and self.world_size > 1:
             check_sharded(self.lightning_module)
         super().setup(trainer)
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any = None
+    ) -> None:
+        """Write the folder beside the one that is there, and let it take its place when whole.
+
+        Raises:
+            TypeError: for storage options, which folders of shards do not have.
+        """
+        path = Path(self.broadcast(filepath)).absolute()
+        partial = path.with_name(f".{path.name}.partial")
+        if self.is_global_zero:
+            shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed
+        self.barrier("before a checkpoint")
+        super().save_checkpoint(checkpoint, partial, storage_options)
+        self.barrier("after a checkpoint")
+        if self.is_global_zero:
+            replace_folder(partial, path)
+        self.barrier("checkpoint in place")
 
     @contextmanager
     def block_backward_sync(self) -> Iterator[None]:

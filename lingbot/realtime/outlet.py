@@ -21,6 +21,7 @@ class Delivery:
     """Frames on their way to the host."""
 
     frames: Tensor
+    finite: Tensor  # whether the chunk's latents are
     arrived: torch.cuda.Event | None
 
     def wait(self) -> Tensor:
@@ -53,13 +54,15 @@ class FrameOutlet:
         """
         if self._stream is None:
             with clock.span("decode"):
-                return Delivery(self._decoder.pictures(clean)[0], None)
+                return Delivery(self._decoder.pictures(clean)[0], clean.isfinite().all(), None)
         self._stream.wait_stream(torch.cuda.current_stream(clean.device))
         with torch.cuda.stream(self._stream):
             with clock.span("decode"):
                 pictures = self._decoder.pictures(clean)[0]
                 frames = torch.empty_like(pictures, device="cpu", pin_memory=True)
                 frames.copy_(pictures, non_blocking=True)
+                finite = torch.empty((), dtype=torch.bool, pin_memory=True)
+                finite.copy_(clean.isfinite().all(), non_blocking=True)
             arrived = torch.cuda.Event()
             arrived.record()
-        return Delivery(frames, arrived)
+        return Delivery(frames, finite, arrived)

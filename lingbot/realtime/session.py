@@ -14,6 +14,8 @@ behind. A CPU does one thing at a time, so there `step` returns before the conte
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from types import TracebackType
 from typing import NamedTuple
 
@@ -79,6 +81,7 @@ class RealtimeSession:
         self._past: list[PastChunk] = []
         self._unfinished: tuple[PastChunk, StepAccount] | None = None
         self._open = False
+        self._broken: str | None = None  # what interrupted the session between two states
         self._start: Start | None = None
         self.last_chunk: PastChunk | None = None  # of the last step, to make its update elsewhere
 
@@ -102,6 +105,7 @@ class RealtimeSession:
         """
         size = self.camera.height, self.camera.width
         self._start = image, prompt, seed = next_start(self._start, image, prompt, seed, size)
+        self._open = False  # until the world stands
         self._drop_chunk()
         self.model.reset()
         self.camera.reset()
@@ -112,7 +116,7 @@ class RealtimeSession:
         self.step_index = 0
         self._generator.manual_seed(seed)
         self._first_condition, self._later_condition = self._conditions(image)
-        self._open = True
+        self._open, self._broken = True, None
         self.change_prompt(prompt)
 
     @torch.inference_mode(False)
@@ -125,40 +129,55 @@ class RealtimeSession:
                 On CUDA they lie in pinned memory: copy what is kept for long.
 
         Raises:
-            RuntimeError: before `reset` or after `close`.
-            ValueError: for controls that do not fill the chunk.
+            RuntimeError: before `reset`, after `close`, after a step that was interrupted, or for a
+                full K/V cache.
+            ValueError: for controls that do not fill the chunk; the session goes on as it was.
+            FloatingPointError: for a chunk that is not finite.
         """
         self._check_open()
+        self.camera.check(controls)
+        self.model.memory.check_place(self.first_latent_frame)
         account = StepAccount(self.step_index, self.device)
         self.finish_chunk()
+        text = None if controls.prompt is None else self._encode(controls.prompt)
         if self.communication is not None:
             self.communication.clear()
         self._clock = account.clock
-        with self._clock.running():
+        with self._unbroken(), self._clock.running():
             with self._clock.span("camera"):
                 rays = self.camera.chunk(controls, self.device)
-            if controls.prompt is not None:
-                self.change_prompt(controls.prompt, controls.history == "recompute")
+            if text is not None:
+                self._set_text(text, controls.history == "recompute")
             chunk = self._make_chunk(rays)
             delivery = self._outlet.send(chunk.clean, self._clock)
             self._book(account)
             self._unfinished = chunk, account
             if self.device.type == "cuda":
                 self._update_context(chunk, account)
-        self._accounts.finished()  # reads the events of earlier steps while this one is at work
-        frames = delivery.wait()
-        account.handed_out(len(frames))
-        self._accounts.append(account)
-        self.step_index += 1
+            self._accounts.finished()  # reads the events of earlier steps, this one is at work
+            frames = delivery.wait()
+            if not delivery.finite:
+                raise FloatingPointError(
+                    f"realtime step {self.step_index}: the clean latents are not finite; weights, "
+                    "image or precision are broken, try trainer.precision=32-true"
+                )
+            account.handed_out(len(frames))
+            self._accounts.append(account)
+            self.step_index += 1
         return frames
 
     @torch.inference_mode(False)
     @torch.no_grad()
     def finish_chunk(self) -> None:
-        """Makes the context update of the last chunk, where it is still to be made."""
+        """Makes the context update of the last chunk, where it is still to be made.
+
+        One that is interrupted can be made again, except with ranks that would wait in it.
+        """
         if self._unfinished is not None:
+            self._check_open()
             _, account = self._unfinished
-            with account.clock.running():
+            alone = self.model.exchange.size == 1
+            with nullcontext() if alone else self._unbroken(), account.clock.running():
                 self._update_context(*self._unfinished)
 
     @torch.inference_mode(False)
@@ -171,12 +190,9 @@ class RealtimeSession:
         """
         self._check_open()
         self.finish_chunk()
-        self.model.set_text(self.text_encoder([prompt]).to(self.device))
-        if recompute_history:
-            self.model.memory.reset()
-            for past in self._past:
-                self.model.begin_chunk(past.controls, past.condition, past.first_frame)
-                self.model.update_context(past.clean)
+        text = self._encode(prompt)
+        with self._unbroken():
+            self._set_text(text, recompute_history)
 
     @torch.inference_mode(False)
     @torch.no_grad()
@@ -228,7 +244,7 @@ class RealtimeSession:
     @property
     def report(self) -> StepReport | None:
         """Account of the last step, None before; finishes its chunk and waits for the device."""
-        self.finish_chunk()
+        self._finish_if_whole()
         last = self._accounts.last
         return last.report() if last is not None else None
 
@@ -242,13 +258,40 @@ class RealtimeSession:
 
     def all_reports(self, since: int = 0) -> list[StepReport]:
         """Like `finished_reports`, of all steps: finishes the last chunk, waits for the device."""
-        self.finish_chunk()
+        self._finish_if_whole()
         return self._accounts.all(since)
+
+    def _finish_if_whole(self) -> None:
+        """An interrupted session still has its accounts; nothing is left to be finished."""
+        if self._broken is None:
+            self.finish_chunk()
 
     @property
     def first_latent_frame(self) -> int:
         """Latent frame at which the next chunk starts."""
         return self.step_index * self.model.grid.frames
+
+    def _encode(self, prompt: str) -> Tensor:
+        return self.text_encoder([prompt]).to(self.device)
+
+    def _set_text(self, text: Tensor, recompute_history: bool) -> None:
+        """Takes an encoded prompt; every visible chunk passes through the context update again."""
+        self.model.set_text(text)
+        if recompute_history:
+            self.model.memory.reset()
+            for past in self._past:
+                self.model.begin_chunk(past.controls, past.condition, past.first_frame)
+                self.model.update_context(past.clean)
+
+    @contextmanager
+    def _unbroken(self) -> Iterator[None]:
+        """Notes an exception, Ctrl-C too, that leaves the session between two states."""
+        try:
+            yield
+        except BaseException as error:
+            about = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+            self._broken = f"realtime step {self.step_index} was interrupted ({about})"
+            raise
 
     def _make_chunk(self, rays: Tensor) -> PastChunk:
         """The next chunk, clean; the memory does not hold it yet."""
@@ -263,9 +306,9 @@ class RealtimeSession:
 
     def _update_context(self, chunk: PastChunk, account: StepAccount) -> None:
         """Leaves the chunk's keys and values in the memory and closes the account of its step."""
-        self._unfinished = None
         with account.clock.span("context_update"):
             self.model.update_context(chunk.clean)
+        self._unfinished = None
         self._book(account)
         account.close()
 
@@ -308,4 +351,8 @@ class RealtimeSession:
         if not self._open:
             raise RuntimeError(
                 "the session has no world: call reset(image, prompt, seed) before the first step"
+            )
+        if self._broken is not None:
+            raise RuntimeError(
+                f"{self._broken} and cannot be gone on from: call reset() to start the world over"
             )

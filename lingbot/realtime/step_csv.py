@@ -10,6 +10,8 @@ import csv
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from lingbot.checkpoints.atomic import atomic_file
+
 Row = Mapping[str, float]
 
 
@@ -39,10 +41,8 @@ class StepCsv:
 
 def write_rows(path: str | Path, rows: Sequence[Row]) -> None:
     """Write rows under the union of their columns, in order of first appearance."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     columns = list(dict.fromkeys(name for row in rows for name in row))
-    with path.open("w", newline="") as file:
+    with atomic_file(path) as partial, partial.open("w", newline="") as file:
         writer = csv.DictWriter(file, columns)
         writer.writeheader()
         writer.writerows(_rounded(row) for row in rows)

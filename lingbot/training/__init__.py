@@ -1,1 +1,1 @@
-"""How worlds are trained."""
+"""How worlds are trained: what is resumed, and how."""

@@ -132,18 +132,28 @@ def test_work_is_counted_like_the_weights_that_are_multiplied():
 
 def test_the_way_to_decode_is_chosen_by_name_and_logged(codec, caplog):
     caplog.set_level(logging.INFO)
-    assert isinstance(make_decoder(codec, rank_of(2, 0), 24), SplitDecoder)
+    assert isinstance(make_decoder(codec, rank_of(2, 0), 24, "split"), SplitDecoder)
     assert "split into strips" in caplog.text
     assert type(make_decoder(codec, rank_of(2, 0), 24, "whole")) is StreamingDecoder
     assert "(decode=whole)" in caplog.text
-    assert type(make_decoder(codec, rank_of(2, 0), 2)) is StreamingDecoder
-    assert "since strips with halos need" in caplog.text
     assert isinstance(make_decoder(codec, rank_of(2, 0), 2, "split"), SplitDecoder)
     assert type(make_decoder(codec, LocalExchange(4), 24, "split")) is StreamingDecoder
     with pytest.raises(ValueError, match="3 ranks cannot share 2 columns"):
         make_decoder(codec, rank_of(3, 0), 2, "split")
     with pytest.raises(ValueError, match=r"decode='half'.*auto.*split.*whole"):
         make_decoder(codec, LocalExchange(4), 24, "half")
+
+
+def test_by_default_strips_are_decoded_off_the_cpu_alone_where_they_save_work(codec, caplog):
+    """A CPU's kernels may round a strip otherwise than the whole picture; AMX's do in bfloat16."""
+    caplog.set_level(logging.INFO)
+    assert type(make_decoder(codec, rank_of(2, 0), 24)) is StreamingDecoder
+    assert type(make_decoder(codec.bfloat16(), rank_of(2, 0), 24)) is StreamingDecoder
+    assert "whole pictures on every rank (decode=auto)" in caplog.text
+    elsewhere = codec.to("meta")  # nothing is computed
+    assert isinstance(make_decoder(elsewhere, rank_of(2, 0), 24), SplitDecoder)
+    assert type(make_decoder(elsewhere, rank_of(2, 0), 2)) is StreamingDecoder
+    assert "since strips with halos need" in caplog.text
 
 
 def pictures_on_a_rank(rank: int, ranks: int, uniform: bool | None) -> tuple:

@@ -331,3 +331,87 @@ def test_context_updates_of_the_last_chunks_leave_the_same_history_in_another_se
             assert torch.equal(a, b)
     here.close()
     assert here.last_chunk is None
+
+
+class Interruption(BaseException):
+    """Like Ctrl-C, from wherever it is wanted."""
+
+
+STAGES = {
+    "camera": ("camera", "chunk"),
+    "pass": ("model", "predict"),
+    "decode": ("_outlet", "send"),
+    "chunk": ("model", "begin_chunk"),
+    "bookkeeping": ("_accounts", "finished"),
+}
+
+
+@pytest.mark.parametrize("error", [Interruption, KeyboardInterrupt, ValueError], ids=str)
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_step_that_is_interrupted_says_so_until_the_world_starts_over(stage, error, monkeypatch):
+    session = make_session()
+    expected = drive(session)
+    session.reset()
+    steps = list(DRIVE)
+    session.step(steps[0])
+    owner, name = STAGES[stage]
+
+    def fail(*_: object) -> None:
+        raise error("now")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(getattr(session, owner), name, fail)
+        with pytest.raises(error, match="now"):
+            session.step(steps[1])
+    for again in (lambda: session.step(steps[1]), lambda: session.change_prompt("night")):
+        with pytest.raises(RuntimeError, match=rf"step 1 was interrupted \({error.__name__}: now"):
+            again()
+    assert session.report.step == 0  # neither waits nor fails
+    session.reset()
+    assert all(torch.equal(session.step(c), f) for c, f in zip(DRIVE, expected, strict=True))
+
+
+def test_controls_that_are_refused_leave_the_session_as_it_was():
+    session = make_session(KVCacheConfig(max_frames=6))
+    expected = drive(session, list(DRIVE)[:2])
+    session.reset()
+    steps = list(DRIVE)
+    assert torch.equal(session.step(steps[0]), expected[0])
+    with pytest.raises(ValueError, match="9 actions for chunk 1"):
+        session.step(Controls(actions=("w",) * 9))
+    assert torch.equal(session.step(steps[1]), expected[1])
+    with pytest.raises(RuntimeError, match=r"raise kv_cache\.max_frames"):
+        session.step(steps[2])
+    assert session.step_index == 2
+
+
+def test_an_interrupted_context_update_is_made_again(monkeypatch):
+    session = make_session()
+    expected = drive(session)
+    session.reset()
+    frames = []
+    for controls in DRIVE:
+        frames.append(session.step(controls))
+        with monkeypatch.context() as patch:
+            block = session.model.transformer.blocks[1]
+
+            def fail(*_: object, **__: object) -> None:
+                raise KeyboardInterrupt
+
+            patch.setattr(block, "forward", fail)
+            with pytest.raises(KeyboardInterrupt):
+                session.finish_chunk()
+    assert all(torch.equal(*pair) for pair in zip(frames, expected, strict=True))
+
+
+def test_a_chunk_that_is_not_finite_ends_the_drive_with_its_step():
+    session = make_session()
+    session.reset(IMAGE, "dusk")
+    steps = list(DRIVE)
+    session.step(steps[0])
+    session.finish_chunk()
+    session.model.transformer.head.head.bias[0] = float("nan")
+    with pytest.raises(FloatingPointError, match="realtime step 1: the clean latents are not fin"):
+        session.step(steps[1])
+    with pytest.raises(RuntimeError, match="call reset"):
+        session.step(steps[1])
