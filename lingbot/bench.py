@@ -96,8 +96,8 @@ def bench(cfg: DictConfig, overrides: Sequence[str] | None = None) -> list[Resul
             "compared": [asdict(setting) for setting in settings],
         }
         write_results(folder / JSON, circumstances, among)
-        with atomic_file(folder / PICTURE) as partial:
-            draw_results(among, command).savefig(partial)
+        with atomic_file(folder / PICTURE) as picture:
+            draw_results(among, command).savefig(picture)
         log_results(loggers, among, folder / PICTURE)
     finally:
         finish_loggers(cfg)

@@ -13,6 +13,7 @@ import lightning as L
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from omegaconf import DictConfig
 
+from lingbot.building import build
 from lingbot.drive import (
     build_drive,
     build_module,
@@ -37,6 +38,7 @@ from lingbot.launch import (
 )
 from lingbot.memory import check_fits, driving_need
 from lingbot.module import LingBotModule
+from lingbot.parallel.strategy import ShardedSequenceParallelStrategy
 from lingbot.termination import Termination, UntilTerminated
 from lingbot.trainer_options import count_devices, device_of, weights_dtype
 
@@ -99,7 +101,8 @@ def generate(cfg: DictConfig) -> dict[str, Any]:
 def check_memory(cfg: DictConfig, module: LingBotModule) -> None:
     """Raises ValueError for a world that the device has no room to be driven on."""
     options, ranks = cfg.trainer, count_devices(cfg.trainer) * cfg.trainer.num_nodes
-    need = driving_need(module, weights_dtype(options), ranks)
+    sharded = isinstance(build(cfg.strategy, "strategy"), ShardedSequenceParallelStrategy)
+    need = driving_need(module, weights_dtype(options), ranks, ranks if sharded else 1)
     check_fits(need, device_of(options), count_devices(options))
 
 

@@ -45,12 +45,15 @@ REMEDIES = {
 Need = dict[str, int]  # bytes by what they are for; the keys are those of REMEDIES
 
 
-def driving_need(module: LingBotModule, dtype: torch.dtype, ranks: int = 1) -> Need:
+def driving_need(
+    module: LingBotModule, dtype: torch.dtype, ranks: int = 1, shards: int = 1
+) -> Need:
     """Bytes that each rank needs to drive a world, at the least.
 
     Args:
         dtype: of the transformer.
         ranks: that share tokens, heads and pictures.
+        shards: ranks that the transformer's weights are sharded over.
     """
     config, grid, item = module.config, module.grid, dtype.itemsize
     weights = weigh(module, item)
@@ -58,7 +61,9 @@ def driving_need(module: LingBotModule, dtype: torch.dtype, ranks: int = 1) -> N
     held = 1 if module.kernels.linears == "fp8" else item  # once they are quantised
     tokens = grid.tokens // ranks
     need = {
-        "weights": weights.transformer * held // item + weights.text_encoder + weights.codec,
+        "weights": weights.transformer * held // item // shards
+        + weights.codec
+        + weights.text_encoder // shards,
         "keys and values": history_bytes(config, module.kv_cache, grid, kept) // ranks,
         "the prompt": text_bytes(config, item),
         "a pass": pass_bytes(config, tokens),

@@ -67,10 +67,11 @@ def count_devices(options: Mapping[str, Any]) -> int:
 
 
 def weights_dtype(options: Mapping[str, Any]) -> torch.dtype:
-    """What weights are held in under this precision."""
+    """What weights are held in under this precision, or the smallest that it may be."""
     precision = str(options.get("precision") or "32-true")
-    half = {"bf16-true": torch.bfloat16, "16-true": torch.float16, "64-true": torch.float64}
-    return half.get(precision, torch.float32)
+    if precision in ("32", "32-true", "bf16", "16") or precision.endswith("-mixed"):
+        return torch.float32
+    return torch.float16 if precision == "16-true" else torch.bfloat16
 
 
 def _devices(name: str, value: Any) -> None:

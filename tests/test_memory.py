@@ -102,6 +102,8 @@ def test_ranks_share_history_and_tokens_but_each_holds_the_weights():
     one, two = (driving_need(module, torch.float32, ranks) for ranks in (1, 2))
     assert two["weights"] == one["weights"]
     assert two["keys and values"] == one["keys and values"] // 2
+    sharded = driving_need(module, torch.float32, 2, shards=2)
+    assert sharded["weights"] < one["weights"]
     half = driving_need(module, torch.bfloat16)
     assert half["keys and values"] == one["keys and values"] // 2
 

@@ -92,7 +92,13 @@ def test_the_device_is_the_accelerator_s(monkeypatch) -> None:
 
 @pytest.mark.parametrize(
     ("precision", "dtype"),
-    [("bf16-true", torch.bfloat16), ("bf16-mixed", torch.float32), (None, torch.float32)],
+    [
+        ("bf16-true", torch.bfloat16),
+        ("bf16-mixed", torch.float32),
+        (None, torch.float32),
+        ("16-true", torch.float16),
+        ("transformer-engine", torch.bfloat16),
+    ],
 )
 def test_weights_are_held_as_the_precision_says(precision, dtype) -> None:
     assert weights_dtype({"precision": precision}) == dtype
