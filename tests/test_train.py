@@ -235,7 +235,7 @@ def test_a_trained_codec_is_saved(tmp_path):
         (["module=codec_training", "module.crops=[[1,5]]"], "module.crops"),
         (["model.num_layers=1000000"], "GiB of memory would be needed"),
         (["codec.base_dim=4096", "codec.dim_mult=[1,1,1]"], "GiB of memory would be needed"),
-        (["callbacks.interrupt_checkpoint.path=null"], "callbacks.interrupt_checkpoint: "),
+        (["callbacks.last_checkpoint.path=null"], "callbacks.last_checkpoint: "),
     ],
 )
 def test_bad_values_are_refused_before_training(overrides, message, tmp_path, monkeypatch):

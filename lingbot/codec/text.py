@@ -16,6 +16,7 @@ from transformers import AutoTokenizer, UMT5EncoderModel
 
 from lingbot.codec.video import DTYPES, check_dtype
 from lingbot.model.checks import check_count
+from lingbot.model.transformer import MOST
 
 log = logging.getLogger(__name__)
 
@@ -32,9 +33,9 @@ class ByteTextEncoder(nn.Module):
 
     def __init__(self, text_dim: int = 64, text_len: int = 64, kernel_size: int = 7) -> None:
         super().__init__()
-        check_count("text.text_dim", text_dim)
-        check_count("text.text_len", text_len)
-        if check_count("text.kernel_size", kernel_size) % 2 == 0:
+        check_count("text.text_dim", text_dim, high=MOST)
+        check_count("text.text_len", text_len, high=MOST)
+        if check_count("text.kernel_size", kernel_size, high=2 * text_len + 1) % 2 == 0:
             raise ValueError(f"text.kernel_size={kernel_size}: give an odd one, which keeps length")
         self.text_dim, self.text_len = text_dim, text_len
         self.embedding = nn.Embedding(VOCABULARY, text_dim, padding_idx=PAD)

@@ -70,7 +70,14 @@ def test_the_byte_encoder_learns_through_every_parameter(byte_encoder):
 
 @pytest.mark.parametrize(
     "bad",
-    [{"text_len": 0}, {"text_dim": -1}, {"kernel_size": 4}, {"kernel_size": -1}],
+    [
+        {"text_len": 0},
+        {"text_dim": -1},
+        {"text_dim": 10**20},
+        {"kernel_size": 4},
+        {"kernel_size": -1},
+        {"kernel_size": 131},
+    ],
     ids=str,
 )
 def test_the_byte_encoder_refuses_sizes_that_cannot_work(bad):
