@@ -229,7 +229,8 @@ def test_what_leaves_the_world_as_it_is_can_be_compared():
     assert plan.layers == (0, 3, 5)
 
 
-def test_the_full_size_composes_with_random_weights():
+def test_the_full_size_composes_with_random_weights(monkeypatch):
+    monkeypatch.setattr("lingbot.memory.host_room", lambda: 2**40)
     overrides = for_hydra([
         "experiment=bench_14b", "weights=null", "text=random", "compare=kernels:[fast,fp8]",
         "num_chunks=2", "device=cpu", "dtype=bfloat16",
