@@ -16,6 +16,8 @@ from rich.console import Console
 
 from lingbot.callbacks.step_reports import ByRank, StepReports
 from lingbot.callbacks.wandb_media import set_axis
+from lingbot.data.control_stream import MOST_STEPS
+from lingbot.model.checks import check_count, check_switch
 from lingbot.realtime.events import StepReport
 from lingbot.realtime.step_csv import StepCsv, write_rows
 from lingbot.realtime.step_summary import (
@@ -49,8 +51,8 @@ class RealtimeStepLog(StepReports):
         console: Console | None = None,
     ) -> None:
         super().__init__()
-        if warmup_steps < 0:
-            raise ValueError(f"warmup_steps={warmup_steps}: give 0 to leave no step out.")
+        check_count("callbacks.step_log.warmup_steps", warmup_steps, 0, MOST_STEPS)
+        check_switch("callbacks.step_log.table", table)
         self.dirpath = Path(dirpath)
         self.warmup_steps = warmup_steps
         self.table = table

@@ -10,6 +10,8 @@ from lightning import Trainer
 from lingbot.callbacks.step_reports import ByRank, StepReports
 from lingbot.callbacks.wandb_media import send_image
 from lingbot.checkpoints.atomic import atomic_file
+from lingbot.data.video_file import FASTEST
+from lingbot.model.checks import check_count
 from lingbot.realtime.step_figure import draw_steps
 
 log = logging.getLogger(__name__)
@@ -25,6 +27,7 @@ class StepPlot(StepReports):
 
     def __init__(self, path: str | Path, fps: int = 16) -> None:
         super().__init__()
+        check_count("callbacks.step_plot.fps", fps, high=FASTEST)
         self.path = Path(path)
         self.fps = fps
 

@@ -12,6 +12,7 @@ from lightning import Callback, LightningModule, Trainer
 
 from lingbot.benchmark.flops import peak_flops
 from lingbot.device import device_name
+from lingbot.model.checks import check_count
 
 log = logging.getLogger(__name__)
 
@@ -32,8 +33,7 @@ class TrainingSpeed(Callback):
     """
 
     def __init__(self, warmup_steps: int = 2) -> None:
-        if warmup_steps < 0:
-            raise ValueError(f"warmup_steps={warmup_steps}: give 0 or more")
+        check_count("callbacks.training_speed.warmup_steps", warmup_steps, low=0)
         self.warmup_steps = warmup_steps
         self.seconds: list[float] = []
         self.flops = 0.0  # of a step, on each rank

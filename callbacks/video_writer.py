@@ -20,6 +20,7 @@ from PIL import Image
 from lingbot.callbacks.wandb_media import send_video
 from lingbot.checkpoints.atomic import atomic_file
 from lingbot.data.video_file import Mp4File
+from lingbot.model.checks import check_switch
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +42,7 @@ class VideoWriter(Callback):
     def __init__(
         self, path: str | Path, fps: int = 16, quality: int = 18, first_frame: bool = True
     ) -> None:
+        check_switch("callbacks.video_writer.first_frame", first_frame)
         self.path = Path(path)
         self.fps = fps
         self.quality = quality

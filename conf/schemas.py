@@ -27,6 +27,7 @@ class Model:
     freq_dim: int = 256
     in_channels: int = 36
     out_channels: int = 16
+    patch_size: list[int] = field(default_factory=lambda: [1, 2, 2])
     control: str = "cam"  # or act: directions and keys
     eps: float = 1e-6
 
@@ -209,6 +210,8 @@ class World:
     conditioner_cache: Any = MISSING
     kernels: Any = MISSING
     paths: Any = MISSING
+    # {experiment=NAME: [commands]}: in experiments and debug settings of a few commands only
+    meant_for: dict[str, list[str]] = field(default_factory=dict)
 
 
 @dataclass

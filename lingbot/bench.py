@@ -31,6 +31,7 @@ from lingbot.drive import check_files
 from lingbot.launch import (
     build_loggers,
     check_loggers,
+    check_options,
     check_seed,
     finish_loggers,
     log_configuration,
@@ -73,6 +74,7 @@ def bench(cfg: DictConfig, overrides: Sequence[str] | None = None) -> list[Resul
     if overrides is None:
         overrides = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
     with refusing():
+        check_options(cfg)
         check_loggers(cfg)
         check_seed(cfg.seed)
         check_launch()
@@ -95,8 +97,8 @@ def bench(cfg: DictConfig, overrides: Sequence[str] | None = None) -> list[Resul
             "compared": [asdict(setting) for setting in settings],
         }
         write_results(folder / JSON, circumstances, among)
-        with atomic_file(folder / PICTURE) as partial:
-            draw_results(among, command).savefig(partial)
+        with atomic_file(folder / PICTURE) as picture:
+            draw_results(among, command).savefig(picture)
         log_results(loggers, among, folder / PICTURE)
     finally:
         finish_loggers(loggers)

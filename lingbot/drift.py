@@ -24,7 +24,7 @@ from lingbot.fidelity.errors import SettingDrift, measure
 from lingbot.fidelity.figure import PICTURE, draw_drifts
 from lingbot.fidelity.plan import build_plan
 from lingbot.fidelity.report import JSON, drift_table, write_drift
-from lingbot.launch import check_seed, refusing, run_command, run_folder
+from lingbot.launch import check_options, check_seed, refusing, run_command, run_folder
 
 log = logging.getLogger(__name__)
 
@@ -58,6 +58,7 @@ def drift(cfg: DictConfig, overrides: Sequence[str] | None = None) -> list[Setti
     if overrides is None:
         overrides = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
     with refusing():
+        check_options(cfg)
         check_seed(cfg.seed)
         plan = build_plan(cfg, overrides)
         folder = run_folder(cfg)

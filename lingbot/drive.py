@@ -6,15 +6,16 @@ Nothing in this file loads weights or starts processes, so that every check come
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence, Sized
+from collections.abc import Mapping, Sequence, Sized
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 import torch
-from hydra.utils import instantiate
 from omegaconf import DictConfig
 from torch import Tensor
 
+from lingbot.building import build
 from lingbot.camera.controls import VIDEO_FRAMES
 from lingbot.data.blockworld import make_scene, render
 from lingbot.data.control_stream import ControlStream
@@ -24,8 +25,29 @@ from lingbot.model.checkpoint import transformer_files
 from lingbot.module import LingBotModule
 from lingbot.parallel.sequence_parallel import SequenceParallelMixin
 from lingbot.parallel.strategy import SequenceParallelStrategy
+from lingbot.parts import check_parts
 
 log = logging.getLogger(__name__)
+
+SCENE = "blockworld"  # the one that first frames are rendered of
+
+
+def build_module(cfg: DictConfig, kind: type = LingBotModule) -> Any:
+    """The module that the configuration describes, of which no weight exists yet.
+
+    Raises:
+        ValueError: for parts that cannot be, or that do not fit each other.
+    """
+    module = build(cfg.module, "module", kind)
+    if isinstance(module, LingBotModule):
+        check_parts(module)
+    return module
+
+
+def check_controls(module: LingBotModule, drive: ControlStream) -> None:
+    """Raises ValueError for controls that the camera cannot follow."""
+    module.camera.chunk(drive[0])
+    module.camera.reset()
 
 
 def build_drive(cfg: DictConfig) -> ControlStream:
@@ -37,6 +59,11 @@ def build_drive(cfg: DictConfig) -> ControlStream:
     if cfg.folder is not None and cfg.actions is not None:
         raise ValueError(
             f"actions={cfg.actions!r} and folder={cfg.folder!r} both say where to go: give one"
+        )
+    if not isinstance(cfg.prompt_events or {}, Mapping):
+        raise ValueError(
+            f"prompt_events={cfg.prompt_events}: give {{step: prompt}}, as in "
+            "prompt_events=\"{4: 'night, snow'}\""
         )
     shape = (cfg.frames_per_chunk, cfg.num_steps, dict(cfg.prompt_events or {}))
     if cfg.folder is not None:
@@ -60,6 +87,8 @@ def first_frame(cfg: DictConfig, drive: ControlStream) -> tuple[Tensor, str]:
         if prompt is None:
             raise ValueError(f"image={str(path)!r} needs a prompt: say what it shows, prompt=...")
         return read_image(path, height, width), prompt
+    if cfg.scene not in (None, SCENE):
+        raise ValueError(f"scene={cfg.scene!r}: choose {SCENE}, or null to start from an image")
     if cfg.scene is None:
         raise ValueError("this world starts from a picture: give image=PATH, or a folder with one")
     scene = make_scene(check_seed(cfg.scene_seed), prompt or "")
@@ -95,20 +124,20 @@ def build_trainer(
     Raises:
         ValueError: for ranks that the model's heads or a chunk's tokens cannot be split over.
     """
-    parts = {
+    parts: dict[str, Any] = {
         "callbacks": [*build_all(cfg.callbacks), *callbacks],
         "logger": False,
-        "_convert_": "all",
     }
-    trainer: L.Trainer = instantiate(cfg.trainer, **parts)
+    trainer: L.Trainer = build(cfg.trainer, "trainer", L.Trainer, **parts)
     if trainer.world_size > 1 and not isinstance(trainer.strategy, SequenceParallelMixin):
-        if instantiate(cfg.strategy) != "auto":
+        if build(cfg.strategy, "strategy") != "auto":
             raise ValueError(
                 f"{trainer.world_size} ranks would each drive the same world under "
                 f"{type(trainer.strategy).__name__}: choose strategy=sequence_parallel"
             )
         log.info("driving on %d ranks: strategy=sequence_parallel", trainer.world_size)
-        trainer = instantiate(cfg.trainer, strategy=SequenceParallelStrategy(), **parts)
+        parts["strategy"] = SequenceParallelStrategy()
+        trainer = build(cfg.trainer, "trainer", L.Trainer, **parts)
     if isinstance(trainer.strategy, SequenceParallelMixin):
         if trainer.strategy.data_size > 1:
             raise ValueError(

@@ -7,21 +7,27 @@ Writes metrics.json and contact sheets; `conf/evaluate.yaml` holds the options.
 
 from __future__ import annotations
 
+import math
 import time
 from pathlib import Path
 
 import lightning as L
+import torch
 from hydra.core.hydra_config import HydraConfig
-from hydra.utils import instantiate
 from omegaconf import DictConfig
 from rich.console import Console
 from rich.progress import track
 
+from lingbot.benchmark.inputs import random_controls
 from lingbot.checkpoints.atomic import atomic_file
 from lingbot.data.blockworld_clips import BlockWorldClips
+from lingbot.data.control_stream import MOST_STEPS
+from lingbot.data.video_file import FASTEST
 from lingbot.device import choose_device, device_name
-from lingbot.drive import check_history
-from lingbot.launch import check_seed, refusing, run_command, run_folder
+from lingbot.drive import build_module, check_files, check_history
+from lingbot.launch import check_options, check_seed, refusing, run_command, run_folder
+from lingbot.memory import check_fits, driving_need
+from lingbot.model.checks import check_count
 from lingbot.module import LingBotModule
 from lingbot.score_report import (
     METRICS,
@@ -43,6 +49,8 @@ from lingbot.scores import (
 )
 
 SCENES_A_SHEET = 4
+MOST_COLUMNS = 1000
+MOST_SCENES, MOST_DRIVES = 100_000, 1000  # days of rendering
 
 
 def main() -> None:
@@ -66,14 +74,19 @@ def evaluate(cfg: DictConfig) -> list[Summary]:
         UserError: for values that cannot be evaluated; nothing has been driven.
     """
     with refusing():
+        check_options(cfg)
         L.seed_everything(check_seed(cfg.seed), workers=True, verbose=False)
         check_scenes(cfg)
         device = choose_device(cfg.device)
         length = video_length(cfg.num_chunks, cfg.frames_per_chunk)
         size = (cfg.camera.height, cfg.camera.width)
         clips = BlockWorldClips(cfg.split, cfg.num_scenes, length, *size, device=str(device))
-        module: LingBotModule = instantiate(cfg.module, _convert_="all")
+        check_files(cfg)
+        module = build_module(cfg)
         check_history(module, range(cfg.num_chunks))
+        check_fits(driving_need(module, torch.float32), device.type)
+        check_fits({"frames": (2 + cfg.other_drives) * length * size[0] * size[1] * 3}, "cpu")
+        module.camera.chunk(next(random_controls(module.grid.frames, cfg.seed)))
         folder = run_folder(cfg)
         module.configure_model()
     module.to(device).eval()
@@ -133,17 +146,24 @@ def draw_sheets(cfg: DictConfig, shown: list[DrivenScene], folder: Path) -> None
 
 
 def check_scenes(cfg: DictConfig) -> None:
-    """Raises ValueError for chunks or scenes that are not among those driven."""
-    for name, low, high, values in (
-        ("num_chunks", 1, None, [cfg.num_chunks]),
-        ("chunks", 1, cfg.num_chunks, cfg.chunks),
-        ("other_drives", 1, None, [cfg.other_drives]),
-        ("readme_scenes", 1, None, cfg.readme_scenes),
+    """Raises ValueError for numbers of chunks, scenes or drives that cannot be scored or shown."""
+    for name, low, high in (
+        ("num_scenes", 1, MOST_SCENES),
+        ("num_chunks", 1, MOST_STEPS),
+        ("other_drives", 1, MOST_DRIVES),
+        ("sheet_scenes", 0, math.inf),
+        ("sheet_columns", 1, MOST_COLUMNS),
+        ("readme_columns", 1, MOST_COLUMNS),
+        ("fps", 1, FASTEST),
     ):
-        wrong = [value for value in values if value < low or (high and value > high)]
-        if wrong or (name == "chunks" and not values):
-            limit = f"from {low} to {high}" if high else f"{low} or more"
-            raise ValueError(f"{name}={cfg[name]}: give numbers {limit}")
+        check_count(name, cfg[name], low, high)
+    for name, high in (("chunks", cfg.num_chunks), ("readme_scenes", math.inf)):
+        for value in cfg[name]:
+            check_count(name, value, 1, high)
+        if len(set(cfg[name])) < len(cfg[name]):
+            raise ValueError(f"{name}={list(cfg[name])}: give different numbers")
+    if not cfg.chunks:
+        raise ValueError(f"chunks=[]: give numbers from 1 to {cfg.num_chunks}")
 
 
 def command() -> str:

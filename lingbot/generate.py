@@ -10,14 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-from hydra.utils import instantiate
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from omegaconf import DictConfig
 
+from lingbot.building import build
 from lingbot.drive import (
     build_drive,
+    build_module,
     build_trainer,
+    check_controls,
     check_files,
     check_history,
     first_frame,
@@ -27,6 +29,7 @@ from lingbot.launch import (
     FirstStep,
     build_loggers,
     check_loggers,
+    check_options,
     check_seed,
     finish_loggers,
     log_configuration,
@@ -35,8 +38,11 @@ from lingbot.launch import (
     run_command,
     run_folder,
 )
+from lingbot.memory import check_fits, driving_need
 from lingbot.module import LingBotModule
+from lingbot.parallel.strategy import ShardedSequenceParallelStrategy
 from lingbot.termination import Termination, UntilTerminated
+from lingbot.trainer_options import count_devices, device_of, weights_dtype
 
 
 def main() -> None:
@@ -65,14 +71,16 @@ def generate(cfg: DictConfig) -> dict[str, Any]:
         FloatingPointError: for a chunk that is not finite; the files hold the steps before it.
     """
     with refusing() as preparation:
+        check_options(cfg)
         check_loggers(cfg)
         L.seed_everything(check_seed(cfg.seed), workers=True, verbose=False)
         check_files(cfg)
         drive = build_drive(cfg)
-        image, prompt = first_frame(cfg, drive)
-        module: LingBotModule = instantiate(cfg.module, _convert_="all")
-        module.start_world(image, prompt, cfg.seed)
+        module = build_module(cfg)
         check_history(module, drive)
+        check_memory(cfg, module)
+        check_controls(module, drive)
+        module.start_world(*first_frame(cfg, drive), cfg.seed)
         folder = run_folder(cfg)
         termination = Termination()
         trainer = build_trainer(cfg, module, [termination, FirstStep(preparation)])
@@ -91,6 +99,14 @@ def generate(cfg: DictConfig) -> dict[str, Any]:
         "steps": driven_steps(module),
         "frames": video_frames(module.grid.frames, driven_steps(module)),
     }
+
+
+def check_memory(cfg: DictConfig, module: LingBotModule) -> None:
+    """Raises ValueError for a world that the device has no room to be driven on."""
+    options, ranks = cfg.trainer, count_devices(cfg.trainer) * cfg.trainer.num_nodes
+    sharded = isinstance(build(cfg.strategy, "strategy"), ShardedSequenceParallelStrategy)
+    need = driving_need(module, weights_dtype(options), ranks, ranks if sharded else 1)
+    check_fits(need, device_of(options), count_devices(options))
 
 
 def driven_steps(module: LingBotModule) -> int:

@@ -22,7 +22,6 @@ from hydra import compose, initialize_config_module
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, InstantiationException
-from hydra.utils import instantiate
 from lightning import Callback, LightningModule, Trainer
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.loggers import Logger
@@ -31,13 +30,19 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from safetensors import SafetensorError
 
+from lingbot.building import build
+from lingbot.camera.controls import LONGEST_CHUNK
 from lingbot.cli.arguments import for_hydra
 from lingbot.cli.folders import srun_task
 from lingbot.cli.noise import silence
 from lingbot.cli.terminal import make_tolerant
 from lingbot.cli.wandb_run import begin_run, end_runs, is_wandb
+from lingbot.conf.check import check_configuration
+from lingbot.data.video_file import FASTEST
 from lingbot.errors import UserError
+from lingbot.model.checks import check_count
 from lingbot.termination import end_with_parent
+from lingbot.trainer_options import check_trainer
 
 log = logging.getLogger(__name__)
 
@@ -175,6 +180,20 @@ def _exit_code(end: SystemExit, began: bool) -> Any:
     return 2 if end.code == 1 and not began else end.code
 
 
+def check_options(cfg: DictConfig) -> None:
+    """Refuses options that nothing could be done with, whatever else is asked for.
+
+    Raises:
+        ValueError: unknown keys, values that contradict each other, or a Trainer that cannot be.
+    """
+    check_configuration(cfg)
+    check_count("fps", cfg.fps, high=FASTEST)
+    check_count("frames_per_chunk", cfg.frames_per_chunk, high=LONGEST_CHUNK)
+    if "trainer" in cfg:
+        options = OmegaConf.to_container(cfg.trainer, resolve=True)
+        check_trainer(options)  # type: ignore[arg-type]
+
+
 def compose_command(name: str, overrides: Sequence[str] = ()) -> DictConfig:
     """The configuration of `lingbot-NAME`; a Hydra that is at work already goes on after."""
     outer = GlobalHydra.instance().hydra
@@ -206,9 +225,13 @@ def check_seed(seed: int) -> int:
 
 
 def build_all(nodes: DictConfig | None) -> list[Any]:
-    """Instantiate named nodes (callbacks, loggers) in the order they are written."""
-    chosen = (node for node in (nodes or {}).values() if node is not None)
-    return [instantiate(node, _convert_="all") for node in chosen]
+    """Named callbacks in the order they are written.
+
+    Raises:
+        ValueError: for a node that makes none.
+    """
+    chosen = ((name, node) for name, node in (nodes or {}).items() if node is not None)
+    return [build(node, f"callbacks.{name!s}", Callback) for name, node in chosen]
 
 
 def check_loggers(cfg: DictConfig) -> None:
@@ -219,8 +242,11 @@ def check_loggers(cfg: DictConfig) -> None:
 
 def build_loggers(cfg: DictConfig) -> list[Logger]:
     """The chosen loggers; W&B starts at once, offline where its server cannot be reached."""
-    nodes = [node for node in (cfg.logger or {}).values() if node is not None]
-    return [begin_run(node) if is_wandb(node) else instantiate(node) for node in nodes]
+    nodes = [(name, node) for name, node in (cfg.logger or {}).items() if node is not None]
+    return [
+        begin_run(node) if is_wandb(node) else build(node, f"logger.{name}", Logger)
+        for name, node in nodes
+    ]
 
 
 def log_configuration(cfg: DictConfig, loggers: Sequence[Logger]) -> None:

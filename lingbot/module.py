@@ -43,6 +43,7 @@ from lingbot.parallel.sequence_parallel import SequenceParallelMixin
 from lingbot.parallel.sharding import shard_weights
 from lingbot.parallel.strategy import ShardedSequenceParallelStrategy
 from lingbot.realtime.session import RealtimeSession
+from lingbot.training.optimizer_check import check_optimizer
 from lingbot.training.resume import align_progress, note_endless, step_generator
 
 log = logging.getLogger(__name__)
@@ -86,7 +87,7 @@ class LingBotModule(L.LightningModule):
             `lingbot.codec.split.make_decoder`.
 
     Raises:
-        ValueError: when camera, model and cache do not fit each other.
+        ValueError: when a part is missing, or camera, model and cache do not fit each other.
     """
 
     def __init__(
@@ -109,10 +110,23 @@ class LingBotModule(L.LightningModule):
         decode: str = "auto",
     ) -> None:
         super().__init__()
+        for name, part, kind in (
+            ("model", model, TransformerConfig),
+            ("sampler", sampler, FewStepSampler),
+            ("kv_cache", kv_cache, KVCacheConfig),
+            ("kernels", kernels, Kernels),
+        ):
+            if not isinstance(part, kind):
+                raise ValueError(f"module.{name}={part!r}: give a {kind.__name__}")
+        for name, make in (("codec", codec), ("text_encoder", text_encoder), ("camera", camera)):
+            if not callable(make):
+                raise ValueError(f"module.{name}={make!r}: give what makes it, see conf/{name}")
         ConditionerCache(conditioner_cache)  # refuses an unknown policy
         if optimizer is not None:
             kernels.check_training()
         self.camera = camera()
+        if not isinstance(self.camera, CameraControl):
+            raise ValueError(f"module.camera makes a {type(self.camera).__name__}: give a camera")
         kv_cache.check_chunk(self.camera.frames_per_chunk)
         if self.camera.channels != model.control_channels:
             raise ValueError(
@@ -303,9 +317,24 @@ class LingBotModule(L.LightningModule):
         self.log("val/loss", losses["loss"], prog_bar=True, sync_dist=True, batch_size=size)
         self.log("val/clean_error", losses["clean_error"], sync_dist=True, batch_size=size)
 
+    def check_training(self) -> float:
+        """Refuses what cannot be trained; builds no weight.
+
+        Returns:
+            Bytes that the optimizer keeps for every byte of a weight matrix.
+
+        Raises:
+            ValueError: no objective or optimizer, or rates and schedules that are none.
+        """
+        for name, part in (("objective", self.objective), ("optimizer", self._make_optimizer)):
+            if part is None:
+                raise ValueError(f"module.{name}=null: training needs one, see conf/{name}")
+        assert self._make_optimizer is not None
+        return check_optimizer(self._make_optimizer, self._make_scheduler)
+
     def configure_optimizers(self) -> Any:
-        if self._make_optimizer is None or self.objective is None:
-            raise RuntimeError("training needs an objective and an optimizer: see conf/train.yaml")
+        self.check_training()
+        assert self._make_optimizer is not None
         optimizer = self._make_optimizer(p for p in self.parameters() if p.requires_grad)
         if self._make_scheduler is None:
             return optimizer

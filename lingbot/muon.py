@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from lingbot.model.checks import check_count, check_number
+
 # Quintic whose iterates take singular values in (0, 1] to about 1, fastest near 0 (Jordan et al.)
 LINEAR, CUBIC, QUINTIC = 3.4445, -4.7750, 2.0315
 ITERATIONS = 5
@@ -29,6 +31,9 @@ class Muon(Optimizer):
         adam_ratio: Adam's learning rate as a share of `lr`, so that one schedule serves both.
         betas: decay rates of Adam's moments.
         smallest_side: weights with fewer rows or columns take Adam steps.
+
+    Raises:
+        ValueError: for rates, decays or sizes that are none.
     """
 
     def __init__(
@@ -40,10 +45,14 @@ class Muon(Optimizer):
         betas: tuple[float, float] = (0.9, 0.99),
         smallest_side: int = 5,
     ) -> None:
-        if lr <= 0:
-            raise ValueError(f"lr must be positive, got {lr}.")
-        if not 0 <= momentum < 1:
-            raise ValueError(f"momentum must be in [0, 1), got {momentum}.")
+        check_number("optimizer.lr", lr, above=0)
+        check_number("optimizer.adam_ratio", adam_ratio, low=0)
+        check_count("optimizer.smallest_side", smallest_side)
+        if len(betas) != 2:
+            raise ValueError(f"optimizer.betas={betas}: give two, as in [0.9,0.99]")
+        for name, decay in (("momentum", momentum), ("betas", betas[0]), ("betas", betas[1])):
+            if check_number(f"optimizer.{name}", decay, low=0, high=1) == 1:
+                raise ValueError(f"optimizer.{name}={decay}: give a number below 1, as in 0.9")
         defaults = {
             "lr": lr,
             "momentum": momentum,

@@ -118,7 +118,10 @@ def psnr(error: float) -> float:
 
 def video_length(chunks: int, frames_per_chunk: int) -> int:
     """Video frames of a drive of that many chunks, the given first frame included."""
-    return 1 + sum(frames_in_chunk(step, frames_per_chunk) for step in range(chunks))
+    if chunks == 0:
+        return 1
+    later = frames_in_chunk(1, frames_per_chunk)
+    return 1 + frames_in_chunk(0, frames_per_chunk) + (chunks - 1) * later
 
 
 def chunk_frames(chunk: int, frames_per_chunk: int) -> slice:

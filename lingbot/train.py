@@ -7,16 +7,20 @@ Trains a world by flow matching, or with experiment=blockworld_codec the codec i
 from __future__ import annotations
 
 import lightning as L
-from hydra.utils import instantiate
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig
 
+from lingbot.building import build
 from lingbot.callbacks import TrainingSpeed
+from lingbot.codec.training import CodecModule
+from lingbot.data.blockworld_module import BlockWorldDataModule
+from lingbot.drive import build_module
 from lingbot.launch import (
     FirstStep,
     build_all,
     build_loggers,
     check_loggers,
+    check_options,
     check_seed,
     finish_loggers,
     log_configuration,
@@ -25,9 +29,11 @@ from lingbot.launch import (
     run_command,
     run_folder,
 )
+from lingbot.memory import check_fits, training_need
 from lingbot.module import LingBotModule
 from lingbot.parallel.sequence_parallel import SequenceParallelMixin
 from lingbot.parallel.strategy import ShardedSequenceParallelStrategy
+from lingbot.parts import check_codec, weigh_codec
 from lingbot.world import check_checkpoint, check_export, save_world
 
 
@@ -52,16 +58,21 @@ def train(cfg: DictConfig) -> dict[str, float]:
         UserError: for values that cannot be trained with; nothing has been started.
     """
     with refusing() as preparation:
+        check_options(cfg)
         check_loggers(cfg)
         L.seed_everything(check_seed(cfg.seed), workers=True, verbose=False)
+        check_encoder(cfg)
         run_folder(cfg)
-        data: L.LightningDataModule = instantiate(cfg.data, _convert_="all")
-        module: L.LightningModule = instantiate(cfg.module, _convert_="all")
+        data: L.LightningDataModule = build(cfg.data, "data", L.LightningDataModule)
+        module: L.LightningModule = build_module(cfg, L.LightningModule)
         callbacks = build_all(cfg.callbacks)
-        trainer: L.Trainer = instantiate(
-            cfg.trainer, callbacks=callbacks, logger=False, _convert_="all"
+        trainer: L.Trainer = build(
+            cfg.trainer, "trainer", L.Trainer, callbacks=callbacks, logger=False
         )
+        check_training(module)
         check_ranks(trainer, module)
+        check_clips(trainer, data, module)
+        check_memory(trainer, module, data)
         check_callbacks(trainer, module)
         check_precision(trainer, module)
         check_resumed(trainer, cfg.ckpt_path)
@@ -90,6 +101,59 @@ def check_ranks(trainer: L.Trainer, module: L.LightningModule) -> None:
                 f"{type(module).__name__} has no tokens to split: choose strategy=ddp or auto"
             )
         trainer.strategy.check(module.grid.tokens, module.config.num_heads)
+
+
+def check_encoder(cfg: DictConfig) -> None:
+    """Raises ValueError for a codec that cannot be, before clips or weights are made with it."""
+    make = build(cfg.codec, "codec")
+    check_codec(make)
+    check_fits({"weights": weigh_codec(make)}, "cpu")
+
+
+def check_training(module: L.LightningModule) -> None:
+    """Raises ValueError for an optimizer or a schedule that cannot train."""
+    if isinstance(module, (LingBotModule, CodecModule)):
+        module.check_training()
+
+
+def check_clips(trainer: L.Trainer, data: L.LightningDataModule, module: L.LightningModule) -> None:
+    """Raises ValueError for clips of no whole chunks, or fewer than the ranks take in a step."""
+    shape = getattr(data, "latent_shape", None)
+    if isinstance(module, LingBotModule) and shape is not None and shape[1] % module.grid.frames:
+        raise ValueError(
+            f"clips of {shape[1]} latent frames are no whole chunks of {module.grid.frames}: give "
+            f"data.latent_frames={max(shape[1] // module.grid.frames, 1) * module.grid.frames}"
+        )
+    if isinstance(data, BlockWorldDataModule):
+        ranks = trainer.world_size // getattr(trainer.strategy, "sequence_size", 1)
+        clips, batch = len(data.clips["train"]), data.batch_sizes["train"]
+        if clips < ranks * batch:
+            raise ValueError(
+                f"data.train_clips={clips}: {ranks} data ranks take data.batch_size={batch} clips "
+                f"each in a step; give {ranks * batch} or more"
+            )
+
+
+def check_memory(
+    trainer: L.Trainer, module: L.LightningModule, data: L.LightningDataModule
+) -> None:
+    """Raises ValueError for a training that device or host have no room for."""
+    ranks = trainer.num_devices
+    if isinstance(data, BlockWorldDataModule):
+        check_fits({"clips": data.bytes_to_encode}, "cpu")
+    shape = getattr(data, "latent_shape", None)
+    if not isinstance(module, LingBotModule) or shape is None:
+        return
+    sharded = isinstance(trainer.strategy, ShardedSequenceParallelStrategy)
+    need = training_need(
+        module,
+        shape,
+        kept=module.check_training(),
+        sequence_ranks=getattr(trainer.strategy, "sequence_size", 1),
+        shards=trainer.world_size if sharded else 1,
+    )
+    kind = trainer.strategy.root_device.type
+    check_fits(need, kind if kind in ("cpu", "cuda") else None, ranks)
 
 
 def check_callbacks(trainer: L.Trainer, module: L.LightningModule) -> None:

@@ -23,15 +23,18 @@ from torch import Tensor
 from torch.distributed.checkpoint import FileSystemReader
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
+from lingbot.building import build
 from lingbot.checkpoints.atomic import atomic_folder
 from lingbot.cli.noise import silence
 from lingbot.cli.terminal import make_tolerant
 from lingbot.codec.text import UMT5TextEncoder
 from lingbot.conf.resolvers import shipped_world
-from lingbot.launch import UserError, compose_command, refusing
+from lingbot.launch import UserError, check_options, compose_command, refusing
+from lingbot.memory import check_fits
 from lingbot.model.checkpoint import TEXT_ENCODER, TRANSFORMER, save_weights
 from lingbot.module import FROZEN, LingBotModule
 from lingbot.parallel.sharding import is_sharded, whole_state
+from lingbot.parts import check_parts, weigh
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +59,10 @@ def load_world(world: str | Path = DEFAULT, overrides: Sequence[str] = ()) -> Li
     """
     with refusing():
         cfg = compose_world([*_overrides(world), *overrides])
-        module = instantiate(cfg.module, _convert_="all")
+        check_options(cfg)
+        module: LingBotModule = build(cfg.module, "module", LingBotModule)
+        check_parts(module)
+        check_fits({"weights": sum(weigh(module, 4)[:3])}, "cpu")
         module.configure_model()
     return module.eval()
 

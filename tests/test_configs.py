@@ -17,7 +17,9 @@ from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError
 
+from lingbot.conf.check import check_configuration
 from lingbot.conf.schemas import GROUPS
+from lingbot.launch import check_options
 from lingbot.model import CausalLingBotTransformer, KVCacheConfig, TransformerConfig
 from lingbot.module import LingBotModule
 from tests.commands import TINY, composed
@@ -229,3 +231,66 @@ def test_factories_stay_factories_and_data_gets_the_codec_itself(tmp_path):
     cfg = composed("train", TINY, tmp_path)
     assert isinstance(instantiate(cfg.codec), partial)
     assert not isinstance(instantiate(cfg.data, _convert_="all").codec, partial)
+
+
+@pytest.mark.parametrize("group", sorted(GROUPS))
+@pytest.mark.parametrize("sign", ["+", "++"])
+def test_a_plus_sign_adds_no_key_that_nobody_reads(group, sign):
+    cfg = composed("train", [*TINY, f"{sign}{group}.nonsense=1"])
+    with pytest.raises(ValueError, match=rf"^{group}\.nonsense: there is no such option"):
+        check_configuration(cfg)
+
+
+def test_a_misspelt_key_is_answered_with_the_one_that_was_meant():
+    with pytest.raises(ValueError, match=r"model\.num_layer: .* did you mean num_layers\?"):
+        check_configuration(composed("generate", [*TINY, "weights=null", "+model.num_layer=3"]))
+    with pytest.raises(ValueError, match=r"^actoins: .* did you mean actions\?"):
+        check_configuration(composed("generate", [*TINY, "weights=null", "+actoins=w-3"]))
+
+
+def test_another_s_class_has_keys_of_its_own():
+    own = ["objective._target_=somebody.Objective", "+objective.margin=0.1"]
+    check_configuration(composed("train", [*TINY, *own]))
+    check_configuration(composed("train", [*TINY, "+callbacks.x={_target_: a.B, c: 1}"]))
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "camera.frames_per_chunk=4",
+        "objective.frames_per_chunk=2",
+        "data.height=64",
+        "data.width=64",
+    ],
+)
+def test_values_of_one_thing_that_differ_are_refused_by_both_names(override):
+    key = override.split("=")[0]
+    with pytest.raises(ValueError, match=rf"^{key}=\d+ and [\w.]+=\d+ must be alike"):
+        check_configuration(composed("train", [*TINY, override]))
+
+
+def test_a_codec_is_trained_at_any_size():
+    check_configuration(composed("train", ["experiment=blockworld_codec", "data.height=64"]))
+
+
+@pytest.mark.parametrize("name", [name for group, name in CHOICES if group == "experiment"])
+def test_experiments_pass_the_checks_of_the_command_they_are_for(name):
+    check_options(chosen("experiment", name))
+
+
+def test_experiments_and_debug_settings_are_for_the_commands_they_name():
+    for command in ("bench", "drift"):
+        check_configuration(composed(command, ["experiment=bench_14b"]))
+    with pytest.raises(ValueError, match="experiment=bench_14b is for lingbot-bench or lingbot-dr"):
+        check_configuration(composed("generate", ["experiment=bench_14b", "weights=null"]))
+    with pytest.raises(ValueError, match="debug=overfit is for lingbot-train, not for lingbot-gen"):
+        check_configuration(composed("generate", ["debug=overfit"]))
+    check_configuration(composed("train", ["debug=overfit"]))
+
+
+@pytest.mark.parametrize("target", ["lingbot.nothing", "lingbot.muon"])
+def test_a_target_of_ours_that_is_none_is_refused_by_its_place(target):
+    with pytest.raises(ValueError, match=rf"model\._target_={target}: there is nothing"):
+        check_configuration(
+            composed("generate", [*TINY, "weights=null", f"model._target_={target}"])
+        )

@@ -186,12 +186,18 @@ def test_another_first_frame_comes_with_its_own_words(tmp_path):
         (["compare=frames_per_chunk:[3,2]"], "another world.*camera.frames_per_chunk"),
         (["compare=dtype:[float32,bfloat16]"], "random weights of bfloat16.*give weights=FOLDER"),
         (["compare=dtype:[float32,float8]"], "dtype='float8'.*choose auto"),
-        (["num_chunks=0"], "num_chunks=0: give 1 or more"),
+        (["num_chunks=0"], "num_chunks=0: give a whole number from 1"),
+        (["num_chunks=1000000000"], "num_chunks=1000000000"),
+        (["num_chunks=90000", "kv_cache=sliding"], "num_frames=1079997: .* to 20,000"),
+        (["model.num_layers=1000000"], "GiB of memory would be needed"),
+        (["prompt="], "prompt is empty"),
+        (["prompt='  '"], "prompt is empty"),
         (["compare=kv_cache:[sliding,full]", "num_chunks=40"], "choose kv_cache=sliding"),
         (["layers=[0,3]"], r"layers=\[0, 3\].*from 0 to 2"),
         (["layers=[]"], "null for first, middle and last"),
         (["layers=[1,1]"], "different numbers"),
-        (["scene=-1"], "scene=-1: give 0 or more"),
+        (["scene=-1"], "scene=-1: give a whole number from 0"),
+        (["scene=2000000000"], "scene=2000000000"),
         (["image=nowhere.png"], "needs a prompt"),
         (["image=nowhere.png", "prompt=red"], "nowhere.png"),
         (["device=tpu"], "device='tpu'"),
@@ -224,7 +230,8 @@ def test_what_leaves_the_world_as_it_is_can_be_compared():
     assert plan.layers == (0, 3, 5)
 
 
-def test_the_full_size_composes_with_random_weights():
+def test_the_full_size_composes_with_random_weights(monkeypatch):
+    monkeypatch.setattr("lingbot.memory.host_room", lambda: 2**40)
     overrides = for_hydra([
         "experiment=bench_14b", "weights=null", "text=random", "compare=kernels:[fast,fp8]",
         "num_chunks=2", "device=cpu", "dtype=bfloat16",

@@ -191,12 +191,59 @@ def test_a_misspelt_option_ends_in_exit_code_2_and_is_named(monkeypatch, capsys)
         (["sampler.indices=[5, 2]"], "5, 2"),
         (["schedule=guess"], "guess"),
         (["camera.kind=act"], "control"),
+        (["camera.frames_per_chunk=4"], "camera.frames_per_chunk=4 and frames_per_chunk=3 must be"),
+        (["camera.translation_scale=offline"], "longest step of the whole drive"),
+        (["camera.height=1600000"], "camera.height=1600000"),
+        (["camera.height=16384", "camera.width=16384"], "GiB of memory would be needed"),
+        (["kv_cache.window=1000000000"], "keys and values.*choose a smaller kv_cache.window"),
+        (["kv_cache.sink=18"], "kv_cache.sink=18: nothing is ever dropped"),
+        (["model.num_layers=1000000"], "GiB of memory would be needed"),
+        (["model.num_layers=100000000"], "model.num_layers=100000000: .* to 10,000,000"),
+        (["model.text_len=100000000"], "model.text_len=100000000"),
+        (["scene=5"], "scene='5': choose blockworld"),
+        (["scene=''"], "scene='': choose blockworld"),
+        (["fps=99999999999"], "fps=99999999999: give a whole number from 1 to 1,000"),
+        (["callbacks.video_writer.quality=abc"], "quality='abc'"),
+        (
+            ["callbacks.step_log.table=maybe"],
+            "callbacks.step_log.table='maybe': give true or false",
+        ),
+        (
+            ["callbacks.video_writer._target_=lingbot.nothing"],
+            "video_writer._target_: .*lingbot.no",
+        ),
+        (["+callbacks.x={_target_: builtins.dict}"], "callbacks.x._target_=.*give a Callback"),
+        (["+callbacks.x=5"], "callbacks.x=5: give a node with the _target_"),
+        (["+trainer.foo=1"], "trainer: .*unexpected keyword argument 'foo'"),
+        (["strategy=sequence_parallel", "+strategy.foo=1"], "no option 'foo'"),
+        (["strategy=sequence_parallel", "strategy.timeout_s=inf"], "strategy.timeout_s=inf"),
+        (["strategy=sequence_parallel", "strategy.timeout_s=1e300"], "strategy.timeout_s=1e"),
+        (["trainer.num_nodes=2"], "nobody has started the other nodes"),
+        (["trainer.devices=64", "model.num_heads=64", "model.dim=768"], "devices=64: each rank is"),
+        (["module.kernels=null"], "module.kernels=None"),
+        (["codec.dtype=float64"], "dtype='float64'"),
+        (["codec.base_dim=0"], "codec.base_dim=0"),
+        (["codec.dim_mult=[]"], "codec.dim_mult=[]"),
+        (["codec.z_dim=8"], "codec.z_dim=8 and model.out_channels=16 must be alike"),
+        (["text.text_dim=5"], "text.text_dim=5 and model.text_dim=64 must be alike"),
+        (["text.kernel_size=-1"], "text.kernel_size=-1"),
+        (["+foo=1"], "foo: there is no such option"),
+        (["++foo.bar=1"], "foo: there is no such option"),
+        (["+model.patch_sise=[1,2,2]"], "model.patch_sise: .*did you mean patch_size"),
+        (["++camera.foo=1"], "camera.foo: there is no such option"),
+        (["debug=overfit"], "debug=overfit is for lingbot-train, not for lingbot-generate"),
+        (
+            ["experiment=bench_14b", "text=random"],
+            "bench_14b is for lingbot-bench or lingbot-drift",
+        ),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
 def test_bad_input_is_refused_before_anything_is_loaded(overrides, message, tmp_path, monkeypatch):
     monkeypatch.setattr("lingbot.module.LingBotModule.configure_model", pytest.fail)
-    cfg = composed("generate", [*TINY_DRIVE, *overrides], tmp_path)
+    given = {override.split("=")[0] for override in overrides}
+    kept = [override for override in TINY_DRIVE if override.split("=")[0] not in given]
+    cfg = composed("generate", [*kept, *overrides], tmp_path)
     with pytest.raises(UserError, match=message.replace("[", r"\[")):
         generate(cfg)
 

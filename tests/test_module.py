@@ -378,6 +378,6 @@ def test_controls_reach_the_session_untouched_in_every_precision(precision):
 
 
 def test_a_loss_that_is_not_finite_ends_the_training_and_names_its_step(tmp_path):
-    module = make_module(optimizer=lambda weights: torch.optim.SGD(weights, lr=float("inf")))
+    module = make_module(optimizer=lambda weights: torch.optim.SGD(weights, lr=1e38))
     with pytest.raises(FloatingPointError, match="training step 2: the loss is not finite"):
         quiet_trainer(max_steps=5).fit(module, DataLoader(OneBatch(), batch_size=None))

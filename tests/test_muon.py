@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 
@@ -23,9 +25,17 @@ def test_muon_moves_matrices_by_its_rate_and_the_rest_like_adam():
     torch.testing.assert_close((layer.bias - before[1]).abs(), torch.full((8,), 0.002))
 
 
-@pytest.mark.parametrize("bad", [{"lr": 0}, {"momentum": 1.0}], ids=str)
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"lr": 0}, {"lr": math.inf}, {"lr": math.nan}, {"momentum": 1.0}, {"momentum": math.nan},
+        {"adam_ratio": math.nan}, {"adam_ratio": -1.0}, {"betas": (0.9, 1.0)}, {"betas": (0.9,)},
+        {"smallest_side": 0}, {"smallest_side": 1.5},
+    ],
+    ids=str,
+)  # fmt: skip
 def test_muon_refuses_rates_that_cannot_work(bad):
-    with pytest.raises(ValueError, match="must be"):
+    with pytest.raises(ValueError, match=f"optimizer.{next(iter(bad))}="):
         Muon([torch.nn.Parameter(torch.zeros(1))], **bad)
 
 

@@ -11,8 +11,11 @@ from torch.utils.data import DataLoader, Dataset
 
 from lingbot.benchmark.inputs import HELD
 from lingbot.camera.actions import action_poses
-from lingbot.data.blockworld_clips import collate_clips
+from lingbot.camera.controls import LARGEST_SIDE, LONGEST_CHUNK
+from lingbot.data.blockworld_clips import LONGEST_DRIVE, collate_clips
+from lingbot.data.blockworld_module import MOST_CLIPS
 from lingbot.data.endless_sampler import EndlessSampler
+from lingbot.model.checks import check_count
 from lingbot.training.resume import data_ranks
 
 CHANNELS, STRIDE = 16, 8  # of every codec's latents
@@ -72,12 +75,12 @@ class RandomClipsDataModule(L.LightningDataModule):
         length: int = 100_000,
     ) -> None:
         super().__init__()
-        for name, value in (
-            ("latent_frames", latent_frames), ("height", height), ("width", width),
-            ("batch_size", batch_size), ("length", length),
+        for name, value, high in (
+            ("latent_frames", latent_frames, LONGEST_DRIVE), ("height", height, LARGEST_SIDE),
+            ("width", width, LARGEST_SIDE), ("frames_per_chunk", frames_per_chunk, LONGEST_CHUNK),
+            ("batch_size", batch_size, length), ("length", length, MOST_CLIPS),
         ):  # fmt: skip
-            if value < 1:
-                raise ValueError(f"data.{name}={value}: give a positive number")
+            check_count(f"data.{name}", value, high=high)
         if height % STRIDE or width % STRIDE:
             raise ValueError(f"clips of {height}x{width}: both must be multiples of {STRIDE}")
         if latent_frames % frames_per_chunk:
@@ -87,6 +90,7 @@ class RandomClipsDataModule(L.LightningDataModule):
             )
         self.dataset = RandomClips(length, latent_frames, height, width)
         self.batch_size = batch_size
+        self.latent_shape = batch_size, latent_frames
 
     def train_dataloader(self) -> DataLoader[dict[str, Any]]:
         sampler = EndlessSampler(self.dataset, self.batch_size, 0, *data_ranks(self.trainer))

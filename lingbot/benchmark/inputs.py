@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from lingbot.camera.controls import Controls, frames_in_chunk
 from lingbot.codec.streaming import StreamingDecoder
 from lingbot.codec.video import VideoCodec
+from lingbot.model.checks import check_count
+from lingbot.model.transformer import MOST
 
 HELD = ("w", "a", "s", "d", "j", "l", "i", "k", "wj", "wl", "")
 
@@ -45,6 +47,8 @@ class RandomTextEncoder(nn.Module):
 
     def __init__(self, text_dim: int, text_len: int) -> None:
         super().__init__()
+        check_count("text.text_dim", text_dim, high=MOST)
+        check_count("text.text_len", text_len, high=MOST)
         generator = torch.Generator("cpu").manual_seed(0)
         shape = (1, text_len, text_dim)
         self.encoding = torch.randn(shape, generator=generator, device="cpu", dtype=torch.float32)

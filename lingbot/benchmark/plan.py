@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from hydra.utils import instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from lingbot.benchmark.inputs import random_controls
 from lingbot.benchmark.settings import Setting
+from lingbot.building import build
+from lingbot.data.control_stream import MOST_STEPS
+from lingbot.device import check_processes
+from lingbot.memory import check_fits, driving_need
 from lingbot.model import KVCacheConfig
+from lingbot.model.checks import check_count, check_number
 from lingbot.module import LingBotModule
 from lingbot.parallel.choice import check_exchange
+from lingbot.parallel.sequence_parallel import LONGEST_TIMEOUT
 from lingbot.parallel.splits import even_splits
 from lingbot.parallel.strategy import SequenceParallelStrategy
+from lingbot.parts import check_parts
 
+MOST_THREADS = 64  # also where there are fewer cores
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -52,18 +60,18 @@ def build_plan(cfg: DictConfig, settings: int) -> Plan:
     Raises:
         ValueError: for numbers, ranks or a device that cannot be measured with.
     """
-    for name, least in (("sessions", 1), ("warmup_steps", 0), ("steps", 1)):
-        if cfg[name] < least:
-            raise ValueError(f"{name}={cfg[name]}: give {least} or more")
+    for name, low, high in (
+        ("sessions", 1, MOST_STEPS), ("warmup_steps", 0, MOST_STEPS), ("steps", 1, MOST_STEPS),
+    ):  # fmt: skip
+        check_count(name, cfg[name], low, high)
     if settings > 1 and cfg.sessions % 2:
         raise ValueError(
             f"sessions={cfg.sessions}: to compare, give an even number, so that every setting has "
             "its turn first as often as last"
         )
-    if not 0 < cfg.timeout_s < math.inf:
-        raise ValueError(f"timeout_s={cfg.timeout_s}: give a positive number of seconds")
-    if cfg.threads is not None and cfg.threads < 1:
-        raise ValueError(f"threads={cfg.threads}: give 1 or more, or null")
+    check_number("timeout_s", cfg.timeout_s, above=0, high=LONGEST_TIMEOUT)
+    if cfg.threads is not None:
+        check_count("threads", cfg.threads, 1, max(MOST_THREADS, 4 * (os.cpu_count() or 1)))
     device = check_device(cfg.device)
     ranks = check_ranks(_auto_ranks(cfg) if cfg.ranks == "auto" else cfg.ranks, device)
     threads = cfg.threads or torch.get_num_threads()
@@ -101,6 +109,8 @@ def check_ranks(value: Any, device: str) -> tuple[int, ...]:
     whole = all(isinstance(n, int) and not isinstance(n, bool) and n > 0 for n in ranks)
     if not ranks or not whole or len(set(ranks)) < len(ranks):
         raise ValueError(f"ranks={value}: give a positive number, or different ones as [1,2,4]")
+    if device == "cpu":
+        check_processes("ranks", max(ranks))
     if device == "cuda" and max(ranks) > torch.cuda.device_count():
         raise ValueError(
             f"ranks={value}: every rank needs a GPU of its own and there are "
@@ -116,7 +126,10 @@ def check_setting(setting: Setting, plan: Plan) -> Setting:
         ValueError: for a setting that cannot be built, driven or split over the planned ranks.
     """
     setting = with_dtype(setting, plan.device)
-    module: LingBotModule = instantiate(setting.module, _convert_="all")
+    module: LingBotModule = build(setting.module, "module", LingBotModule)
+    check_parts(module)
+    for ranks in plan.ranks:
+        check_fits(driving_need(module, DTYPES[setting.dtype], ranks), plan.device, ranks)
     steady_step(module.kv_cache, module.grid.frames)
     module.camera.chunk(next(random_controls(module.grid.frames, plan.seed)))
     strategy = build_strategy(setting)
@@ -149,7 +162,7 @@ def build_strategy(setting: Setting) -> SequenceParallelStrategy:
     Raises:
         ValueError: for one that has no exchange over all ranks with whole weights.
     """
-    strategy = instantiate(setting.strategy, _convert_="all")
+    strategy = build(setting.strategy, "strategy")
     if not isinstance(strategy, SequenceParallelStrategy):
         raise ValueError(
             f"a {type(strategy).__name__} strategy does not split a step over ranks: choose "

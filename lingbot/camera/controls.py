@@ -23,8 +23,12 @@ from lingbot.camera.plucker import (
     scale_intrinsics,
 )
 from lingbot.camera.poses import check_poses, check_scale, relative_poses, scale_translations
+from lingbot.model.checks import check_count, check_number
 
 FOLD = 8  # pixels a latent pixel, each way
+LARGEST_SIDE = 16_384  # pixels; video encoders take no more
+SCALES = (1e-6, 1e6)  # lengths that poses in float32 can be divided by
+LONGEST_CHUNK = 1024  # latent frames, four minutes at 16 frames a second
 VIDEO_FRAMES = 4  # video frames a latent frame
 Kind = Literal["cam", "act"]
 
@@ -122,15 +126,17 @@ class CameraControl:
     ) -> None:
         if kind not in ("cam", "act"):
             raise ValueError(f"control kind {kind!r} is unknown: choose cam or act.")
-        if height < FOLD or width < FOLD or height % FOLD or width % FOLD:
+        for name, side in (("height", height), ("width", width)):
+            check_count(f"camera.{name}", side, FOLD, LARGEST_SIDE)
+        if height % FOLD or width % FOLD:
             raise ValueError(
                 f"height={height}, width={width}: both must be multiples of {FOLD}, the pixels of "
                 "a latent pixel."
             )
-        if frames_per_chunk < 1:
-            raise ValueError(f"frames_per_chunk={frames_per_chunk}: at least 1 is needed.")
+        check_count("camera.frames_per_chunk", frames_per_chunk, high=LONGEST_CHUNK)
         if translation_scale != "offline":
             translation_scale = check_scale(translation_scale)
+            check_number("camera.translation_scale", translation_scale, *SCALES)
         self.kind = kind
         self.height, self.width = height, width
         self.frames_per_chunk = frames_per_chunk

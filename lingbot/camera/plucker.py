@@ -13,16 +13,18 @@ from einops import rearrange
 from torch import Tensor
 
 Intrinsics = tuple[float, float, float, float]
+LARGEST = 1e6  # of intrinsics: beyond it all rays of an image are one in float32
 GIVEN_FOR = (480, 832)  # height and width that intrinsics are written down for
 
 
 def check_intrinsics(intrinsics: Sequence[float]) -> Intrinsics:
     """Return fx, fy, cx, cy as floats, or raise ValueError where they are no camera's."""
     numbers = [float(number) for number in intrinsics]
-    if len(numbers) != 4 or not all(map(math.isfinite, numbers)) or min(numbers[:2]) <= 0:
+    finite = all(math.isfinite(number) and abs(number) <= LARGEST for number in numbers)
+    if len(numbers) != 4 or not finite or min(numbers[:2]) < 1:
         raise ValueError(
-            f"intrinsics {numbers}: give fx, fy, cx, cy in pixels of an 832x480 image, all finite, "
-            "fx and fy positive."
+            f"intrinsics {numbers}: give fx, fy, cx, cy in pixels of an 832x480 image, all up to "
+            f"{LARGEST:,.0f}, fx and fy positive and at least 1."
         )
     fx, fy, cx, cy = numbers
     return fx, fy, cx, cy

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from transformers import AutoTokenizer, UMT5EncoderModel
 
 from lingbot.codec.video import DTYPES, check_dtype
+from lingbot.model.checks import check_count
+from lingbot.model.transformer import MOST
 
 log = logging.getLogger(__name__)
 
@@ -31,10 +33,10 @@ class ByteTextEncoder(nn.Module):
 
     def __init__(self, text_dim: int = 64, text_len: int = 64, kernel_size: int = 7) -> None:
         super().__init__()
-        if text_len < 1:
-            raise ValueError(f"text_len must be at least 1 token, got {text_len}.")
-        if kernel_size % 2 == 0:
-            raise ValueError(f"kernel_size must be odd to keep the length, got {kernel_size}.")
+        check_count("text.text_dim", text_dim, high=MOST)
+        check_count("text.text_len", text_len, high=MOST)
+        if check_count("text.kernel_size", kernel_size, high=2 * text_len + 1) % 2 == 0:
+            raise ValueError(f"text.kernel_size={kernel_size}: give an odd one, which keeps length")
         self.text_dim, self.text_len = text_dim, text_len
         self.embedding = nn.Embedding(VOCABULARY, text_dim, padding_idx=PAD)
         self.positions = nn.Parameter(0.02 * torch.randn(text_len, text_dim))

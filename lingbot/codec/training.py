@@ -21,6 +21,8 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from lingbot.codec.video import VideoCodec, uint8_to_frames
+from lingbot.model.checks import check_count, check_number
+from lingbot.training.optimizer_check import check_optimizer
 from lingbot.training.resume import align_progress, note_endless, step_generator
 
 log = logging.getLogger(__name__)
@@ -58,10 +60,19 @@ class CodecModule(LightningModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        for _, *size in crops or ():
-            codec.check_size(*size)
-        if statistics_batches < 1:
-            raise ValueError(f"statistics_batches must be at least 1, got {statistics_batches}.")
+        if not isinstance(codec, VideoCodec):
+            raise ValueError(f"module.codec={codec!r}: give a codec to train")
+        if optimizer is None:
+            raise ValueError("module.optimizer=null: training needs one, see conf/optimizer")
+        for crop in crops or ():
+            if len(crop) != 4:
+                raise ValueError(f"module.crops={crops}: give (clips, frames, height, width) each")
+            for side in crop:
+                check_count("module.crops", side)
+            codec.check_size(*crop[1:])
+        check_number("module.edge_weight", edge_weight, low=0)
+        check_number("module.kl_weight", kl_weight, low=0)
+        check_count("module.statistics_batches", statistics_batches)
         self.codec = codec.requires_grad_(True).train()
         self.optimizer, self.scheduler = optimizer, scheduler
         self.crops = crops
@@ -109,6 +120,10 @@ class CodecModule(LightningModule):
         if self.export_to is not None and self.trainer.is_global_zero:
             self.codec.save(Path(self.export_to))
             log.info("codec saved to %s", self.export_to)
+
+    def check_training(self) -> float:
+        """Bytes the optimizer keeps for each of a weight; ValueError for rates that are none."""
+        return check_optimizer(self.optimizer, self.scheduler)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         note_endless(self.trainer, checkpoint)

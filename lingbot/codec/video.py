@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from lingbot.checkpoints.atomic import atomic_folder
+from lingbot.codec.architecture import check_architecture
 from lingbot.codec.pictures import frames_to_uint8, uint8_to_frames
 from lingbot.codec.streaming import CausalState, StreamingDecoder, plain_head
 
@@ -200,7 +201,13 @@ def build_codec(
     memory_format: MemoryFormat = "channels_last_3d",
     **architecture: Any,
 ) -> VideoCodec:
-    """A codec of a new `AutoencoderKLWan(**architecture)`, to be trained."""
+    """A codec of a new `AutoencoderKLWan(**architecture)`, to be trained.
+
+    Raises:
+        ValueError: sizes that make no codec of stride 4 x 8 x 8, see `lingbot.codec.architecture`.
+    """
+    check_dtype(dtype)
+    check_architecture(architecture)
     z_dim = architecture.setdefault("z_dim", 16)
     architecture.setdefault("latents_mean", [0.0] * z_dim)
     architecture.setdefault("latents_std", [1.0] * z_dim)

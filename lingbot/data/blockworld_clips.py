@@ -19,6 +19,7 @@ from lingbot.camera.actions import action_poses, random_actions
 from lingbot.data.blockworld import INTRINSICS, Scene, make_scene, random_prompt, render
 from lingbot.data.blockworld_precision import float32_arithmetic
 from lingbot.data.blockworld_words import choose
+from lingbot.model.checks import check_count
 
 Split = Literal["train", "val", "test"]
 
@@ -28,6 +29,7 @@ HOLD = (4, 20)  # frames that one choice of keys is held
 GAP = 0.35  # world units between the camera and the nearest solid, at least
 PITCH = (0.0, 0.0, 10.0, 24.0)  # degrees that a drive may look up or down: most never do
 TRIES = 1000
+LONGEST_DRIVE = 20_000  # frames; half a minute goes by until one is found that long
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,7 @@ class BlockWorldClips(Dataset[dict[str, Any]]):
     (keys of the T - 1 frames after the first), "prompt", "seed".
 
     Raises:
-        ValueError: an unknown split, or a count that is not in 1..10^9.
+        ValueError: an unknown split, a count that is not in 1..10^9, or drives too short or long.
     """
 
     def __init__(
@@ -98,6 +100,7 @@ class BlockWorldClips(Dataset[dict[str, Any]]):
             raise ValueError(f"split={split!r}: use one of {', '.join(FIRST_SEED)}.")
         if not 1 <= count <= SPLIT_SIZE:
             raise ValueError(f"count={count}: a split has 1 to {SPLIT_SIZE} clips.")
+        check_count("num_frames", num_frames, 2, LONGEST_DRIVE)
         self.split, self.count, self.num_frames = split, count, num_frames
         self.height, self.width, self.device = height, width, device
         self.intrinsics = tuple(float(value) for value in intrinsics)

@@ -17,7 +17,8 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
-from lingbot.data.blockworld_clips import BlockWorldClips, Split, collate_clips
+from lingbot.camera.controls import LARGEST_SIDE
+from lingbot.data.blockworld_clips import LONGEST_DRIVE, BlockWorldClips, Split, collate_clips
 from lingbot.data.blockworld_latents import (
     BlockWorldLatents,
     Encoder,
@@ -27,11 +28,17 @@ from lingbot.data.blockworld_latents import (
     part_names,
 )
 from lingbot.data.endless_sampler import EndlessSampler
+from lingbot.device import choose_device
+from lingbot.model.checks import check_count
 from lingbot.training.resume import data_ranks, trained_batches
 
 log = logging.getLogger(__name__)
 
 Content = Literal["latents", "frames"]
+CHANNELS = 16  # of a latent, kept in float16
+STRIDE = 8  # pixels a latent pixel, each way
+MOST_CLIPS = 10_000_000  # whose order is drawn anew every epoch
+MOST_WORKERS = 1024
 
 
 class BlockWorldDataModule(L.LightningDataModule):
@@ -55,7 +62,7 @@ class BlockWorldDataModule(L.LightningDataModule):
 
     Raises:
         ValueError: an unknown content, "latents" without codec or folder, a length the codec
-            cannot encode.
+            cannot encode, sizes or numbers of clips that cannot be.
     """
 
     def __init__(
@@ -79,6 +86,22 @@ class BlockWorldDataModule(L.LightningDataModule):
         super().__init__()
         if content not in ("latents", "frames"):
             raise ValueError(f"content={content!r}: use 'latents' or 'frames'.")
+        for name, value, low, high in (
+            ("num_frames", num_frames, 5, LONGEST_DRIVE),
+            ("train_clips", train_clips, 1, MOST_CLIPS),
+            ("val_clips", val_clips, 1, MOST_CLIPS),
+            ("batch_size", batch_size, 1, train_clips),
+            ("val_batch_size", val_batch_size, 1, MOST_CLIPS),
+            ("encode_batch_size", encode_batch_size, 1, MOST_CLIPS),
+            ("num_workers", num_workers, 0, MOST_WORKERS),
+            ("height", height, STRIDE, LARGEST_SIDE),
+            ("width", width, STRIDE, LARGEST_SIDE),
+        ):
+            check_count(f"data.{name}", value, low, high)
+        if height % STRIDE or width % STRIDE:
+            raise ValueError(
+                f"data.height={height}, data.width={width}: both must be multiples of {STRIDE}"
+            )
         if content == "latents" and (codec is None or cache_dir is None):
             raise ValueError("content='latents' needs a codec and a cache_dir to keep them in.")
         if num_frames % 4 != 1:
@@ -86,16 +109,37 @@ class BlockWorldDataModule(L.LightningDataModule):
                 f"num_frames={num_frames}: a codec takes 4 k + 1 frames, such as "
                 f"{num_frames // 4 * 4 + 1}."
             )
+        encoded = 1 + (num_frames - 1) // 4
+        if latent_frames is not None and content == "latents":
+            check_count("data.latent_frames", latent_frames, 1, encoded)
         self.content, self.codec, self.latent_frames = content, codec, latent_frames
         self.cache_dir = None if cache_dir is None else Path(cache_dir)
         self.batch_sizes = {"train": batch_size, "val": val_batch_size}
-        self.device, self.seed = device, seed
+        self.device = device if device == "auto" else str(choose_device(device))
+        self.seed = seed
         self.encode_batch_size, self.num_workers = encode_batch_size, num_workers
+        self.latent_shape = batch_size, latent_frames or encoded  # clips, latent frames each
         self.clips = {
             "train": BlockWorldClips("train", train_clips, num_frames, height, width),
             "val": BlockWorldClips("val", val_clips, num_frames, height, width),
         }
         self.datasets: dict[str, Dataset[dict[str, Any]]] = {}
+
+    @property
+    def bytes_to_encode(self) -> int:
+        """Main memory of clips that are put together; a file that is there is mapped instead."""
+        if self.content == "frames" or self.cache_dir is None:
+            return 0
+        one = self.clips["train"]
+        latent = 1 + (one.num_frames - 1) // 4
+        pixels = one.height * one.width
+        clip = 2 * CHANNELS * latent * pixels // STRIDE**2 + 3 * pixels + 128 * one.num_frames
+        missing = (
+            clips
+            for split, clips in self.clips.items()
+            if not any(self.cache_dir.glob(f"blockworld_{split}_*.safetensors"))
+        )
+        return clip * sum(len(clips) for clips in missing)
 
     def setup(self, stage: str | None = None) -> None:
         """Encode what is not in the cache yet, the processes of a node together; open the clips."""

@@ -18,6 +18,10 @@ from av.container import OutputContainer
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
+from lingbot.model.checks import check_count
+
+FASTEST = 1000  # frames a second, which players still take
+
 
 class Mp4File:
     """An H.264 file to append frames to; a context manager.
@@ -28,15 +32,13 @@ class Mp4File:
         quality: x264's constant rate factor, 0 (lossless) to 51 (worst).
 
     Raises:
-        ValueError: a frame size that 4:2:0 video cannot hold, frames of changing sizes, frames that
-            are not uint8 [T, H, W, 3], or frames after `close`.
+        ValueError: fps or quality out of range, a frame size that 4:2:0 video cannot hold, frames
+            of changing sizes, frames that are not uint8 [T, H, W, 3], or frames after `close`.
     """
 
     def __init__(self, path: str | Path, fps: int = 16, quality: int = 18) -> None:
-        if fps < 1:
-            raise ValueError(f"fps={fps}: a video needs at least one frame a second.")
-        if not 0 <= quality <= 51:
-            raise ValueError(f"quality={quality}: x264's rate factor goes from 0 to 51.")
+        check_count("fps", fps, high=FASTEST)
+        check_count("quality", quality, low=0, high=51)  # x264's rate factor
         self.path = Path(path)
         self.fps = fps
         self.quality = quality

@@ -6,14 +6,18 @@ s' = shift * s / (1 + (shift - 1) * s) for s = linspace(0.999, 0, 1001) without 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
+from lingbot.model.checks import check_number
+
 Kind = Literal["published", "exact"]
 STEPS = 1000
+LARGEST_SHIFT = 1000.0  # beyond it nearly every level is noise
 
 
 @dataclass(frozen=True)
@@ -39,12 +43,11 @@ class FlowSchedule:
             `exact` keeps fractional timesteps, so no two levels are confused.
 
     Raises:
-        ValueError: for a shift that is not positive or an unknown kind.
+        ValueError: for a shift that is not between 0 and 1,000 or an unknown kind.
     """
 
     def __init__(self, shift: float = 5.0, kind: str = "published") -> None:
-        if shift <= 0:
-            raise ValueError(f"schedule shift={shift} must be positive (5 and 10 are published)")
+        check_number("schedule.shift", shift, above=0, high=LARGEST_SHIFT)
         if kind not in get_args(Kind):
             raise ValueError(f"schedule={kind!r}: choose one of {get_args(Kind)}")
         self.shift, self.kind = shift, kind
@@ -52,6 +55,23 @@ class FlowSchedule:
         self.sigmas = shift * s / (1 + (shift - 1) * s)  # [1001], the last is 0
         exact = STEPS * self.sigmas[:-1]
         self.timesteps = exact.floor() if kind == "published" else exact
+
+    @staticmethod
+    def check_indices(name: str, indices: Sequence[int]) -> tuple[int, ...]:
+        """The rungs of a few-step ladder, each once, from noise to clean.
+
+        Raises:
+            ValueError: when they are empty, unordered or outside the schedule.
+        """
+        given = list(indices)
+        whole = all(isinstance(i, int) and not isinstance(i, bool) for i in given)
+        inside = whole and all(0 <= i < STEPS for i in given)
+        if not given or not inside or given != sorted(set(given)):
+            raise ValueError(
+                f"{name}={given}: give whole numbers from 0 to {STEPS - 1} that rise strictly, as "
+                "[0,179,358,679] do"
+            )
+        return tuple(given)
 
     def level(self, index: int) -> Level:
         """The rung at `index` of the schedule.

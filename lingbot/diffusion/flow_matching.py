@@ -26,6 +26,7 @@ from lingbot.model import (
     KVCacheConfig,
     TeacherForcing,
 )
+from lingbot.model.checks import check_count, check_number
 from lingbot.model.transformer import TextKV
 
 
@@ -73,7 +74,7 @@ class FlowMatching:
             clean clip, made without gradient from one of the sampler's rungs; see `resamples`.
 
     Raises:
-        ValueError: for fractions outside [0, 1].
+        ValueError: for fractions outside [0, 1], chunks of no frames, or rungs that are none.
     """
 
     def __init__(
@@ -90,10 +91,13 @@ class FlowMatching:
             ("history_noise", history_noise),
             ("resampled_history", resampled_history),
         ):
-            if not 0 <= value <= 1:
-                raise ValueError(f"objective.{name}={value} must lie in [0, 1]")
-        self.schedule, self.frames_per_chunk = schedule, frames_per_chunk
-        self.few_step_indices = torch.tensor(list(few_step_indices))
+            check_number(f"objective.{name}", value, low=0, high=1)
+        if not isinstance(schedule, FlowSchedule):
+            raise ValueError(f"objective.schedule={schedule!r}: give a FlowSchedule")
+        self.schedule = schedule
+        self.frames_per_chunk = check_count("objective.frames_per_chunk", frames_per_chunk)
+        rungs = schedule.check_indices("objective.few_step_indices", few_step_indices)
+        self.few_step_indices = torch.tensor(rungs)
         self.few_step_fraction, self.history_noise = few_step_fraction, history_noise
         self.resampled_history = resampled_history
 

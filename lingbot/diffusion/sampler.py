@@ -25,11 +25,10 @@ class FewStepSampler:
     """
 
     def __init__(self, schedule: FlowSchedule, indices: Sequence[int] = V1_INDICES) -> None:
-        if not indices or list(indices) != sorted(set(indices)):
-            raise ValueError(
-                f"sampler indices {list(indices)} must rise strictly, as {list(V1_INDICES)} do"
-            )
-        self.schedule, self.indices = schedule, tuple(indices)
+        if not isinstance(schedule, FlowSchedule):
+            raise ValueError(f"sampler.schedule={schedule!r}: give a FlowSchedule, shift and kind")
+        self.schedule = schedule
+        self.indices = schedule.check_indices("sampler.indices", indices)
         self.levels = [schedule.level(index) for index in indices]
 
     def __call__(

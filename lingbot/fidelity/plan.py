@@ -7,20 +7,24 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from hydra.utils import instantiate
 from omegaconf import DictConfig
 from torch import Tensor
 
-from lingbot.benchmark.plan import with_dtype
+from lingbot.benchmark.plan import DTYPES, with_dtype
 from lingbot.benchmark.settings import Setting, configurations, plain
+from lingbot.building import build
 from lingbot.data.blockworld import render
-from lingbot.data.blockworld_clips import BlockWorldClips
-from lingbot.data.control_stream import ControlStream
+from lingbot.data.blockworld_clips import SPLIT_SIZE, BlockWorldClips
+from lingbot.data.control_stream import MOST_STEPS, ControlStream
 from lingbot.data.first_frame import read_image
+from lingbot.data.video_file import FASTEST
 from lingbot.device import choose_device
 from lingbot.drive import check_files, check_history
 from lingbot.fidelity.recording import LongDrive
+from lingbot.memory import Need, check_fits, driving_need
+from lingbot.model.checks import check_count
 from lingbot.module import LingBotModule
+from lingbot.parts import check_parts
 from lingbot.scores import video_length
 
 # parts of a module that change how a world is made, not which one it is
@@ -61,8 +65,8 @@ def build_plan(cfg: DictConfig, overrides: Sequence[str]) -> Plan:
             "compare=null: name a reference and what is measured against it, as in "
             "compare=kernels:[reference,fp8]"
         )
-    if cfg.num_chunks < 1:
-        raise ValueError(f"num_chunks={cfg.num_chunks}: give 1 or more realtime steps")
+    check_count("num_chunks", cfg.num_chunks, 1, MOST_STEPS)
+    check_count("fps", cfg.fps, 1, FASTEST)
     device = choose_device(cfg.device)
     composed = configurations(cfg, overrides)
     settings = tuple(
@@ -72,13 +76,25 @@ def build_plan(cfg: DictConfig, overrides: Sequence[str]) -> Plan:
     check_same_world(cfg.compare, settings)
     for _, one in composed:
         check_files(one)
-    modules: list[LingBotModule] = [instantiate(s.module, _convert_="all") for s in settings]
-    for module in modules:
-        check_history(module, range(cfg.num_chunks))
+    modules: list[LingBotModule] = [build(s.module, "module", LingBotModule) for s in settings]
     layers = choose_layers(cfg.layers, modules[0].config.num_layers)
+    for setting, module in zip(settings, modules, strict=True):
+        check_parts(module)
+        check_history(module, range(cfg.num_chunks))
+        dtype = DTYPES[setting.dtype]
+        check_fits(driving_need(module, dtype), device.type)
+        check_fits(recorded(module, cfg.num_chunks, len(layers), dtype.itemsize), "cpu")
     drive = build_drive(composed[0][1])
     modules[0].camera.chunk(drive.controls[0])  # refuses what it cannot follow
     return Plan(settings, drive, layers, device)
+
+
+def recorded(module: LingBotModule, chunks: int, layers: int, item: int) -> Need:
+    """What the reference's drive takes in main memory: frames, and rows of some layers."""
+    rows = 2 * layers * module.grid.tokens * module.config.dim * item
+    pixels = module.camera.height * module.camera.width
+    frames = video_length(chunks, module.grid.frames) * pixels * 3
+    return {"keys and values": chunks * rows, "frames": frames}
 
 
 def check_same_world(compare: str, settings: Sequence[Setting]) -> None:
@@ -130,8 +146,9 @@ def build_drive(cfg: DictConfig) -> LongDrive:
     """
     if cfg.image is not None and cfg.prompt is None:
         raise ValueError(f"image={cfg.image!r} needs a prompt: say what it shows, prompt=...")
-    if cfg.scene < 0:
-        raise ValueError(f"scene={cfg.scene}: give 0 or more")
+    check_count("scene", cfg.scene, 0, SPLIT_SIZE - 1)
+    if cfg.prompt is not None and not cfg.prompt.strip():
+        raise ValueError("the prompt is empty: say what the world is, as in prompt='dusk, sand'")
     height, width = cfg.camera.height, cfg.camera.width
     length = video_length(cfg.num_chunks, cfg.frames_per_chunk)
     clips = BlockWorldClips(

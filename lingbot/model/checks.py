@@ -1,8 +1,9 @@
-"""Checks of numbers that people type: the value, the constraint and what to give instead."""
+"""Checks of what people type: the value, the constraint and what to give instead."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from numbers import Integral, Real
 
 
@@ -42,12 +43,39 @@ def check_count(name: str, value: object, low: int = 1, high: float = math.inf) 
     return int(value)  # type: ignore[call-overload]
 
 
+def check_switch(name: str, value: object) -> bool:
+    """The value, where it is true or false.
+
+    Raises:
+        ValueError: for anything else, a word or a number.
+    """
+    if not isinstance(value, bool):
+        raise ValueError(f"{name}={value!r}: give true or false")
+    return value
+
+
+def check_choice(name: str, value: object, known: Sequence[str]) -> str:
+    """The word, where it is one of those known.
+
+    Raises:
+        ValueError: for anything else.
+    """
+    if not isinstance(value, str) or value not in known:
+        raise ValueError(f"{name}={value!r}: choose one of {', '.join(known)}")
+    return value
+
+
 def _bounds(low: float, high: float, above: float) -> str:
     bounds = []
     if math.isfinite(above):
-        bounds.append(f"above {above:g}")
+        bounds.append(f"above {_plain(above)}")
     if math.isfinite(low) and low > above:
-        bounds.append(f"{low:,g} or more" if not math.isfinite(high) else f"from {low:,g}")
+        bounds.append(f"from {_plain(low)}" if math.isfinite(high) else f"{_plain(low)} or more")
     if math.isfinite(high):
-        bounds.append(f"to {high:,g}" if math.isfinite(low) else f"up to {high:,g}")
+        bounds.append(f"to {_plain(high)}" if math.isfinite(low) else f"up to {_plain(high)}")
     return " " + " ".join(bounds) if bounds else ""
+
+
+def _plain(bound: float) -> str:
+    """As people write it: 10,000,000 and 0.1."""
+    return f"{int(bound):,}" if bound == int(bound) else f"{bound:g}"

@@ -16,10 +16,13 @@ import torch
 from torch import Tensor
 
 from lingbot.model.attention import attend
+from lingbot.model.checks import check_count
 from lingbot.model.exchange import Memory, plain_zeros
 from lingbot.model.fp8 import FP8
 from lingbot.model.fp8_attention import attend_in_fp8, decode_values
 from lingbot.model.rope import Grid
+
+MOST_FRAMES = 1_000_000_000  # latent frames: eight years
 
 
 @dataclass(frozen=True)
@@ -40,18 +43,22 @@ class KVCacheConfig:
     max_frames: int = 96
 
     def __post_init__(self) -> None:
-        if self.window != -1 and self.window < 1:
+        check_count("kv_cache.max_frames", self.max_frames, high=MOST_FRAMES)
+        if check_count("kv_cache.window", self.window, low=-1, high=MOST_FRAMES) == 0:
             raise ValueError(
                 f"kv_cache.window={self.window}: give a positive number of latent frames, "
                 "or -1 for the whole history"
             )
-        if self.sink < 0 or (self.window != -1 and self.sink >= self.window):
+        check_count("kv_cache.sink", self.sink, low=0)
+        if self.sink and self.window == -1:
             raise ValueError(
-                f"kv_cache.sink={self.sink} must be at least 0 and smaller than "
-                f"kv_cache.window={self.window}"
+                f"kv_cache.sink={self.sink}: nothing is ever dropped with kv_cache.window=-1, so "
+                "there is no sink to keep; give a window, or sink=0"
             )
-        if self.max_frames < 1:
-            raise ValueError(f"kv_cache.max_frames={self.max_frames} must be positive")
+        if self.sink and self.sink >= self.window:
+            raise ValueError(
+                f"kv_cache.sink={self.sink} must be smaller than kv_cache.window={self.window}"
+            )
 
     @property
     def capacity(self) -> int:

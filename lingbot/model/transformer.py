@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from lingbot.model.attention import AttentionMemory
 from lingbot.model.block import Block, modulated_norm
 from lingbot.model.camera_conditioner import ConditionerCache
+from lingbot.model.checks import check_count, check_number
 from lingbot.model.exchange import Exchange
 from lingbot.model.fp8 import FP8
 from lingbot.model.recompute import run_block
@@ -26,6 +27,12 @@ from lingbot.model.rope import Grid, RopeTables
 from lingbot.model.time_embedding import TimeEmbedding, sinusoid
 
 TextKV = list[tuple[Tensor, Tensor]]
+COUNTS = (
+    "dim", "ffn_dim", "num_heads", "num_layers", "text_dim", "text_len", "freq_dim", "in_channels",
+    "out_channels",
+)  # fmt: skip
+MOST = 10_000_000  # of any size: far beyond memory, and products of two can still be counted
+MASK_CHANNELS = 4  # of the image condition, see `lingbot.model.image_condition`
 FOLD = 8  # pixels of a latent pixel's side; rays are folded by it
 RAY_CHANNELS = {"cam": 6 * FOLD**2, "act": 7 * FOLD**2}
 
@@ -53,9 +60,10 @@ class TransformerConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "patch_size", tuple(self.patch_size))
-        for name in ("dim", "ffn_dim", "num_heads", "num_layers", "text_dim", "text_len"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"model.{name}={getattr(self, name)} must be positive")
+        for name in COUNTS:
+            check_count(f"model.{name}", getattr(self, name), high=MOST)
+        # added to variances, which are about 1: a tenth would change every norm
+        check_number("model.eps", self.eps, above=0, high=0.1)
         if self.dim % self.num_heads or (self.dim // self.num_heads) % 2:
             raise ValueError(
                 f"model.dim={self.dim} must be model.num_heads={self.num_heads} times an even "
@@ -65,10 +73,22 @@ class TransformerConfig:
             raise ValueError(
                 f"model.control={self.control!r}: choose one of {sorted(RAY_CHANNELS)}"
             )
-        if self.patch_size[0] != 1 or len(self.patch_size) != 3:
-            raise ValueError(f"model.patch_size={self.patch_size}: the time patch must be 1")
+        if len(self.patch_size) != 3 or self.patch_size[0] != 1:
+            raise ValueError(
+                f"model.patch_size={list(self.patch_size)}: the time patch must be 1, and two "
+                "sides in space follow, as in [1,2,2]"
+            )
+        for side in self.patch_size:
+            check_count("model.patch_size", side)
         if self.freq_dim % 2:
             raise ValueError(f"model.freq_dim={self.freq_dim} must be even")
+        taken = 2 * self.out_channels + MASK_CHANNELS
+        if self.in_channels != taken:
+            raise ValueError(
+                f"model.in_channels={self.in_channels}: with model.out_channels="
+                f"{self.out_channels} give {taken}, for noise and image latents and a mask of "
+                f"{MASK_CHANNELS} channels"
+            )
 
     @property
     def head_dim(self) -> int:

@@ -56,7 +56,7 @@ def check_exchange(
     """
     check_heads(num_heads, splits.ranks)
     choose_path(splits, True if push else uniform)
-    if push and splits.ranks > 1 and not on_gpus:
+    if push and not on_gpus:
         raise ValueError(NOT_REACHED)
 
 

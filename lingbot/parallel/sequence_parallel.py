@@ -17,6 +17,7 @@ from lightning.pytorch.accelerators import CUDAAccelerator
 from lightning.pytorch.strategies.parallel import ParallelStrategy
 from torch.distributed.device_mesh import DeviceMesh
 
+from lingbot.model.checks import check_number
 from lingbot.model.exchange import Exchange, LocalExchange
 from lingbot.parallel.choice import check_choices, check_exchange, choose_exchange
 from lingbot.parallel.communication_log import CommunicationLog
@@ -28,6 +29,7 @@ from lingbot.parallel.splits import check_mesh, even_splits
 log = logging.getLogger(__name__)
 
 Size = int | Literal["auto"]
+LONGEST_TIMEOUT = 365 * 86_400.0  # seconds; collectives count them in milliseconds
 
 
 class SequenceParallelMixin(ParallelStrategy):
@@ -64,7 +66,10 @@ class SequenceParallelMixin(ParallelStrategy):
         **kwargs: Any,
     ) -> None:
         check_choices(uniform_fast_path, push)
-        self._timeouts = tuple(_seconds(value) for value in (timeout_s, input_timeout_s))
+        self._timeouts = (
+            _seconds("strategy.timeout_s", timeout_s),
+            _seconds("strategy.input_timeout_s", input_timeout_s),
+        )
         super().__init__(**{"timeout": self._timeouts[0], **kwargs})
         self._asked = _number("data_size", data_size), _number("sequence_size", sequence_size)
         self.uniform_fast_path, self.push = uniform_fast_path, push
@@ -244,7 +249,5 @@ def _number(name: str, size: Size) -> int | None:
     return size
 
 
-def _seconds(value: float) -> timedelta:
-    if value <= 0:
-        raise ValueError(f"a timeout of {value} s: give a positive number of seconds")
-    return timedelta(seconds=value)
+def _seconds(name: str, value: float) -> timedelta:
+    return timedelta(seconds=check_number(name, value, above=0, high=LONGEST_TIMEOUT))

@@ -27,6 +27,13 @@ class SequenceParallelStrategy(SequenceParallelMixin, DDPStrategy):
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
+        known = {
+            name
+            for made in (SequenceParallelMixin, DDPStrategy, DistributedDataParallel)
+            for name in inspect.signature(made.__init__).parameters
+        }
+        if unknown := sorted(set(kwargs) - known):
+            raise TypeError(f"{type(self).__name__} takes no option {unknown[0]!r}")
         if not {"broadcast_buffers", "forward_sync_buffers"} & set(kwargs):
             # a rank's buffers may hold its own slice of tokens or heads
             kwargs[_buffer_sync()] = False

@@ -68,9 +68,21 @@ def test_the_byte_encoder_learns_through_every_parameter(byte_encoder):
     assert all(weight.grad is not None for weight in byte_encoder.parameters())
 
 
-@pytest.mark.parametrize("bad", [{"text_len": 0}, {"kernel_size": 4}], ids=str)
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"text_len": 0},
+        {"text_dim": -1},
+        {"text_dim": 10**20},
+        {"kernel_size": 4},
+        {"kernel_size": -1},
+        {"kernel_size": 131},
+    ],
+    ids=str,
+)
 def test_the_byte_encoder_refuses_sizes_that_cannot_work(bad):
-    with pytest.raises(ValueError, match="must be"):
+    ((name, value),) = bad.items()
+    with pytest.raises(ValueError, match=f"text.{name}={value}"):
         ByteTextEncoder(**bad)
 
 

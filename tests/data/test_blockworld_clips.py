@@ -224,6 +224,15 @@ def test_the_data_module_refuses_what_cannot_work(tmp_path: Path) -> None:
         BlockWorldDataModule("latents", cache_dir=tmp_path)
     with pytest.raises(ValueError, match=r"num_frames=92.*4 k \+ 1.*93"):
         BlockWorldDataModule("frames", num_frames=92)
+    for name, value in (
+        ("num_frames", 1), ("train_clips", 0), ("val_clips", 10**9), ("batch_size", 0),
+        ("batch_size", 1201), ("val_batch_size", -1), ("encode_batch_size", 0),
+        ("num_workers", -1), ("height", 0), ("width", 10**6),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=f"data.{name}={value}"):
+            BlockWorldDataModule("frames", **{name: value})
+    with pytest.raises(ValueError, match=r"data\.latent_frames=25"):
+        BlockWorldDataModule("latents", PoolingCodec(), tmp_path, latent_frames=25)
     with pytest.raises(ValueError, match=r"'video'.*'latents' or 'frames'"):
         BlockWorldDataModule("video")  # type: ignore[arg-type]
 

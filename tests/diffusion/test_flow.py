@@ -1,8 +1,12 @@
+import math
+import re
+
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from lingbot.diffusion.flow import FlowSchedule, add_noise, clean_from_flow
+from lingbot.diffusion.flow_matching import FlowMatching
 from lingbot.diffusion.sampler import V1_INDICES, V2_INDICES, FewStepSampler
 
 
@@ -59,14 +63,17 @@ def test_a_perfect_model_is_sampled_perfectly_and_draws_fresh_noise_between_pass
     assert len(draws) == len(seen) - 1 == 3
 
 
-@pytest.mark.parametrize("indices", [(), (0, 0), (5, 2), (0, 1000), (-1, 5)])
+@pytest.mark.parametrize("indices", [(), (0, 0), (5, 2), (0, 1000), (-1, 5), (0, 1.5)])
 def test_indices_that_do_not_descend_the_schedule_are_refused(indices):
-    with pytest.raises(ValueError, match="ind"):
+    with pytest.raises(ValueError, match=r"sampler\.indices="):
         FewStepSampler(FlowSchedule(5.0), indices)
+    with pytest.raises(ValueError, match=r"objective\.few_step_indices="):
+        FlowMatching(FlowSchedule(5.0), few_step_indices=indices)
 
 
 def test_unknown_kinds_and_shifts_are_refused():
     with pytest.raises(ValueError, match=r"published.*exact"):
         FlowSchedule(5.0, "fast")
-    with pytest.raises(ValueError, match="shift=0"):
-        FlowSchedule(0)
+    for shift in (0, -5.0, math.inf, math.nan, 1e308):
+        with pytest.raises(ValueError, match=f"schedule.shift={re.escape(str(shift))}"):
+            FlowSchedule(shift)

@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 
@@ -111,5 +113,14 @@ def test_clips_that_are_not_whole_chunks_are_refused_with_the_length_that_works(
 
 
 def test_fractions_outside_0_and_1_are_refused():
-    with pytest.raises(ValueError, match="history_noise=2"):
-        FlowMatching(FlowSchedule(5.0), history_noise=2)
+    for share in (2, -0.1, math.nan):
+        for name in ("few_step_fraction", "history_noise", "resampled_history"):
+            with pytest.raises(ValueError, match=f"objective.{name}={share}"):
+                FlowMatching(FlowSchedule(5.0), **{name: share})
+
+
+def test_an_objective_without_schedule_or_frames_is_refused():
+    with pytest.raises(ValueError, match=r"objective\.schedule=None"):
+        FlowMatching(None)
+    with pytest.raises(ValueError, match=r"objective\.frames_per_chunk=0"):
+        FlowMatching(FlowSchedule(5.0), frames_per_chunk=0)

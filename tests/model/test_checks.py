@@ -8,7 +8,7 @@ import re
 import numpy as np
 import pytest
 
-from lingbot.model.checks import check_count, check_number
+from lingbot.model.checks import check_choice, check_count, check_number, check_switch
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, "1", None, True, -1.0, 0.0, 2.5])
@@ -32,3 +32,20 @@ def test_a_count_is_whole_and_within_its_bounds(value: object) -> None:
 
 def test_integers_of_numpy_are_counts() -> None:
     assert type(check_count("seed", np.int64(7))) is int
+
+
+def test_large_bounds_are_told_as_people_write_them() -> None:
+    with pytest.raises(ValueError, match="from 1 to 10,000,000"):
+        check_count("layers", 10**8, high=10_000_000)
+
+
+@pytest.mark.parametrize("value", ["maybe", "true", 1, 0, None])
+def test_a_switch_is_true_or_false_and_no_word(value: object) -> None:
+    with pytest.raises(ValueError, match=f"table={value!r}: give true or false"):
+        check_switch("table", value)
+
+
+@pytest.mark.parametrize("value", ["blocks", 5, None])
+def test_a_word_that_is_not_known_is_refused_with_those_that_are(value: object) -> None:
+    with pytest.raises(ValueError, match="choose one of norm, value"):
+        check_choice("algorithm", value, ("norm", "value"))

@@ -110,11 +110,20 @@ def test_chunks_out_of_order_are_refused():
 
 @pytest.mark.parametrize(
     ("window", "sink", "says"),
-    [(0, 0, "window=0"), (6, 6, "sink=6"), (6, -1, "sink=-1"), (-7, 0, "window=-7")],
+    [
+        (0, 0, "window=0"),
+        (6, 6, "sink=6"),
+        (6, -1, "sink=-1"),
+        (-7, 0, "window=-7"),
+        (6.5, 0, "window=6.5"),
+        (-1, 9, "sink=9: nothing is ever dropped"),
+    ],
 )
 def test_contradicting_windows_and_sinks_are_refused(window, sink, says):
     with pytest.raises(ValueError, match=says):
         KVCacheConfig(window, sink)
+    with pytest.raises(ValueError, match="max_frames=0"):
+        KVCacheConfig(max_frames=0)
 
 
 def test_a_chunk_larger_than_the_ring_is_refused_with_the_window_that_works():

@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 
@@ -193,6 +195,17 @@ def test_attention_equals_its_definition():
         ({"num_layers": 0}, "num_layers=0"),
         ({"control": "joystick"}, "joystick"),
         ({"patch_size": (2, 2, 2)}, "time patch"),
+        ({"patch_size": (1, 0, 2)}, "patch_size=0"),
+        ({"patch_size": ()}, "time patch"),
+        ({"freq_dim": -2}, "freq_dim=-2"),
+        ({"freq_dim": 255}, "freq_dim=255"),
+        ({"out_channels": 0}, "out_channels=0"),
+        ({"out_channels": 99}, "in_channels=36: with model.out_channels=99 give 202"),
+        ({"in_channels": 1}, "in_channels=1"),
+        ({"eps": -1.0}, "eps=-1.0"),
+        ({"eps": math.inf}, "eps=inf"),
+        ({"eps": 0.0}, "eps=0.0"),
+        ({"text_len": 1.5}, "text_len=1.5"),
     ],
 )
 def test_sizes_that_contradict_each_other_are_refused(changes, says):
