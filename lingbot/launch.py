@@ -32,6 +32,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from lingbot.errors import UserError
+from lingbot.model.checks import check_seed as check_seed
 from lingbot.termination import end_with_parent
 
 log = logging.getLogger(__name__)
@@ -42,7 +43,6 @@ FREE_TEXT = re.compile(
     re.DOTALL,
 )
 REFUSALS = (ValueError, OSError, OmegaConfBaseException, MisconfigurationException)
-LARGEST_SEED = 2**32 - 1
 FIRST_RANK = "LINGBOT_FIRST_RANK"  # tells ranks that Lightning starts who started them
 
 
@@ -129,13 +129,6 @@ def run_folder(cfg: DictConfig) -> Path:
     path.mkdir(parents=True, exist_ok=True)
     cfg.paths.output_dir = str(path)
     return path
-
-
-def check_seed(seed: int) -> int:
-    """The seed, if NumPy and torch can both take it."""
-    if not 0 <= seed <= LARGEST_SEED:
-        raise ValueError(f"seed={seed}: give a whole number from 0 to {LARGEST_SEED}")
-    return seed
 
 
 def build_all(nodes: DictConfig | None) -> list[Any]:
