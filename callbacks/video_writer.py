@@ -32,14 +32,18 @@ class VideoWriter(Callback):
 
     Args:
         path: the MP4 file; an existing one is replaced.
-        fps: frames a second of playback.
+        fps: frames a second of playback, 1 to 240.
         quality: x264's constant rate factor, 0 (lossless) to 51 (worst).
         first_frame: also write the drive's first frame, as `first_frame.png` beside the video.
+
+    Raises:
+        ValueError: values out of range, a path where no file can be written.
     """
 
     def __init__(
         self, path: str | Path, fps: int = 16, quality: int = 18, first_frame: bool = True
     ) -> None:
+        Mp4File(path, fps, quality)  # refuses wrong values now rather than at the first frame
         self.path = Path(path)
         self.fps = fps
         self.quality = quality
@@ -47,7 +51,6 @@ class VideoWriter(Callback):
         self._file: Mp4File | None = None
         self._encoder: ThreadPoolExecutor | None = None
         self._encoding: Future[None] | None = None
-        Mp4File(self.path, fps, quality)  # refuses wrong values now rather than at the first frame
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Make ready to write; the file itself appears with the first frames."""

@@ -169,4 +169,3 @@ def _needs(container: str | None) -> str:
     return (
         "is not an image that can be read: give a JPEG, PNG, WebP or TIFF of 8 or 16 bits a channel"
     )
-

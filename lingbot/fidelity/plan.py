@@ -15,11 +15,13 @@ from lingbot.benchmark.plan import with_dtype
 from lingbot.benchmark.settings import Setting, configurations, plain
 from lingbot.data.blockworld import render
 from lingbot.data.blockworld_clips import BlockWorldClips
+from lingbot.data.blockworld_words import log_unheard
 from lingbot.data.control_stream import ControlStream
 from lingbot.data.first_frame import read_image
 from lingbot.device import choose_device
 from lingbot.drive import check_files, check_history
 from lingbot.fidelity.recording import LongDrive
+from lingbot.model.checks import check_prompt, check_seed
 from lingbot.module import LingBotModule
 from lingbot.scores import video_length
 
@@ -128,7 +130,8 @@ def build_drive(cfg: DictConfig) -> LongDrive:
         ValueError: for a scene that there is not, or without room for a drive this long; for an
             image without a prompt.
     """
-    if cfg.image is not None and cfg.prompt is None:
+    given = None if cfg.prompt is None else check_prompt(cfg.prompt, "prompt=")
+    if cfg.image is not None and given is None:
         raise ValueError(f"image={cfg.image!r} needs a prompt: say what it shows, prompt=...")
     if cfg.scene < 0:
         raise ValueError(f"scene={cfg.scene}: give 0 or more")
@@ -147,8 +150,10 @@ def build_drive(cfg: DictConfig) -> LongDrive:
     else:
         image = render(drawn.scene, drawn.poses[:1], clips.intrinsics, height, width)[0]
     stream = ControlStream.from_actions(drawn.actions, cfg.frames_per_chunk, cfg.num_chunks)
-    prompt = drawn.prompt if cfg.prompt is None else cfg.prompt
-    return LongDrive(image, prompt, stream.steps, cfg.seed)
+    if cfg.image is None and given is not None:
+        log_unheard(given)
+    prompt = drawn.prompt if given is None else given
+    return LongDrive(image, prompt, stream.steps, check_seed(cfg.seed))
 
 
 def _may_differ(name: str) -> bool:

@@ -89,12 +89,12 @@ def check_prompt(prompt: object, name: str = "the prompt") -> str:
         kind = unicodedata.category(character)
         if kind == "Cs":
             raise ValueError(
-                f"{name} holds bytes that are not UTF-8: {ascii(words)}; write it in UTF-8, in a "
+                f"{name} holds bytes that are not UTF-8: {words!a}; write it in UTF-8, in a "
                 "terminal of a UTF-8 locale such as C.UTF-8"
             )
         if kind == "Cc":
             raise ValueError(
-                f"{name} holds the control character U+{ord(character):04X}: {ascii(words)}; "
+                f"{name} holds the control character U+{ord(character):04X}: {words!a}; "
                 "write it in plain text, in UTF-8"
             )
     if not words:
