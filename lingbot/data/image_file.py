@@ -43,7 +43,7 @@ def load_picture(path: str | Path) -> Picture:
     path = check_input_file(path, "an image of the first frame", MOST_BYTES)
     try:
         with path.open("rb") as file, warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our limit is lower
+            warnings.simplefilter("ignore")  # what matters of a file is told in our own words
             container = _container(file.read(64))
             return plain_picture(_opened(file, path, container), str(path))
     except OSError as error:  # a decoder's are told apart below

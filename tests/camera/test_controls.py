@@ -151,7 +151,7 @@ def test_the_camera_stays_where_it_was_when_controls_are_refused() -> None:
 def test_act_control_refuses_poses_without_keys() -> None:
     camera = CameraControl("act", frames_per_chunk=3, **SIZE)
     poses = action_poses(["w"] * 8)
-    with pytest.raises(ValueError, match="drive with actions, or use a model with cam control"):
+    with pytest.raises(ValueError, match="drive with actions, give the keys held at each pose"):
         camera.chunk(Controls(poses=poses))
     with pytest.raises(ValueError, match="drive with actions"):
         camera.clip(poses, 3)

@@ -171,7 +171,7 @@ EYES = np.tile(np.eye(4), (21, 1, 1))
         (rewrite("intrinsics.npy", -np.ones((1, 4))), r"intrinsics\.npy: intrinsics \[-1\.0"),
         (
             lambda folder: (folder / "image.jpg").write_text("not a picture"),
-            r"image\.jpg cannot be decoded as an image",
+            r"image\.jpg is not an image that can be read",
         ),
         (
             lambda folder: (folder / "image.jpg").write_bytes(
@@ -180,7 +180,10 @@ EYES = np.tile(np.eye(4), (21, 1, 1))
             r"image\.jpg cannot be decoded as an image",
         ),
         (lambda folder: (folder / "prompt.txt").write_text(" \n"), r"prompt\.txt is empty"),
-        (lambda folder: (folder / "prompt.txt").write_bytes(b"\xff\xfe"), r"is not UTF-8"),
+        (
+            lambda folder: (folder / "prompt.txt").write_bytes(b"caf\xe9"),
+            r"prompt\.txt is not UTF-8",
+        ),
     ],
 )
 def test_a_malformed_file_is_named_with_what_is_needed(
