@@ -50,11 +50,11 @@ def check_count(name: str, value: object, low: int = 1, high: float = math.inf) 
 def _bounds(low: float, high: float, above: float) -> str:
     bounds = []
     if math.isfinite(above):
-        bounds.append(f"above {above:g}")
+        bounds.append(f"above {above:,.15g}")
     if math.isfinite(low) and low > above:
-        bounds.append(f"{low:,g} or more" if not math.isfinite(high) else f"from {low:,g}")
+        bounds.append(f"{low:,.15g} or more" if not math.isfinite(high) else f"from {low:,.15g}")
     if math.isfinite(high):
-        bounds.append(f"to {high:,g}" if math.isfinite(low) else f"up to {high:,g}")
+        bounds.append(f"to {high:,.15g}" if math.isfinite(low) else f"up to {high:,.15g}")
     return " " + " ".join(bounds) if bounds else ""
 
 
