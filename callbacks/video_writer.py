@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from lingbot.callbacks.wandb_media import send_video
+from lingbot.data.file_checks import check_output_file
 from lingbot.data.video_file import Mp4File
 
 log = logging.getLogger(__name__)
@@ -48,6 +49,8 @@ class VideoWriter(Callback):
         self.fps = fps
         self.quality = quality
         self.first_frame = first_frame
+        if first_frame:
+            check_output_file(self._picture)
         self._file: Mp4File | None = None
         self._encoder: ThreadPoolExecutor | None = None
         self._encoding: Future[None] | None = None
@@ -95,7 +98,11 @@ class VideoWriter(Callback):
 
     def _write_first_frame(self, frames: NDArray[np.uint8]) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(frames[0]).save(self.path.with_name("first_frame.png"))
+        Image.fromarray(frames[0]).save(self._picture)
+
+    @property
+    def _picture(self) -> Path:
+        return self.path.with_name("first_frame.png")
 
     def _wait(self) -> None:
         encoding, self._encoding = self._encoding, None

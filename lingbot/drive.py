@@ -21,7 +21,7 @@ from lingbot.data.blockworld import make_scene, render
 from lingbot.data.blockworld_words import log_unheard
 from lingbot.data.control_stream import ControlStream
 from lingbot.data.first_frame import read_image
-from lingbot.launch import build_all, check_seed
+from lingbot.launch import build_all, check_seed, rank
 from lingbot.model.checkpoint import transformer_files
 from lingbot.model.checks import check_prompt
 from lingbot.module import LingBotModule
@@ -76,8 +76,9 @@ def first_frame(cfg: DictConfig, drive: ControlStream) -> tuple[Tensor, str]:
         raise ValueError("this world starts from a picture: give image=PATH, or a folder with one")
     if cfg.scene != SCENE:
         raise ValueError(f"scene={cfg.scene!r}: give {SCENE}, or null with image=PATH")
-    for words in [prompt, *(controls.prompt for controls in drive)]:
-        log_unheard(words or "")
+    if rank() == 0:
+        for words in [prompt, *(controls.prompt for controls in drive)]:
+            log_unheard(words or "")
     scene = make_scene(check_seed(cfg.scene_seed, "scene_seed"), prompt or "")
     frame = render(scene, torch.eye(4)[None], height=height, width=width)[0]
     if prompt is None:

@@ -69,7 +69,7 @@ def test_a_given_image_and_a_recorded_drive_are_taken(tmp_path):
     assert (made["steps"], made["frames"]) == (1, 9)
 
 
-def test_the_scale_of_translations_and_the_scenes_own_prompt_are_told(caplog):
+def test_the_scale_of_translations_and_the_scenes_own_prompt_are_told(caplog, monkeypatch):
     caplog.set_level("INFO")
     cfg = composed("generate", [*TINY_DRIVE, "num_steps=2"])
     _, prompt = first_frame(cfg, build_drive(cfg))
@@ -80,6 +80,10 @@ def test_the_scale_of_translations_and_the_scenes_own_prompt_are_told(caplog):
     first_frame(cfg, build_drive(cfg))
     assert "makes nothing of 'a', 'castle' in the prompt 'a castle'" in caplog.text
     assert "makes nothing of 'rain'" in caplog.text
+    caplog.clear()
+    monkeypatch.setenv("RANK", "1")  # one rank tells it
+    first_frame(cfg, build_drive(cfg))
+    assert "makes nothing of" not in caplog.text
 
 
 def test_a_recorded_drive_is_told_its_longest_step(tmp_path, caplog):

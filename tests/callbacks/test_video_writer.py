@@ -73,3 +73,7 @@ def test_a_path_where_no_video_can_be_written_is_refused_before_the_drive(tmp_pa
             VideoWriter(path)
     VideoWriter(tmp_path / "new" / "drive.mp4")
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+    (tmp_path / "first_frame.png").mkdir()
+    with pytest.raises(ValueError, match=r"first_frame\.png is a folder"):
+        VideoWriter(tmp_path / "drive.mp4")
+    VideoWriter(tmp_path / "drive.mp4", first_frame=False)
