@@ -19,6 +19,7 @@ from PIL import Image
 
 from lingbot.callbacks.wandb_media import send_video
 from lingbot.checkpoints.atomic import atomic_file
+from lingbot.data.file_checks import check_output_file
 from lingbot.data.video_file import Mp4File
 from lingbot.model.checks import check_switch
 
@@ -34,23 +35,28 @@ class VideoWriter(Callback):
 
     Args:
         path: the MP4 file; an existing one is replaced.
-        fps: frames a second of playback.
+        fps: frames a second of playback, 1 to 240.
         quality: x264's constant rate factor, 0 (lossless) to 51 (worst).
         first_frame: also write the drive's first frame, as `first_frame.png` beside the video.
+
+    Raises:
+        ValueError: values out of range, a path where no file can be written.
     """
 
     def __init__(
         self, path: str | Path, fps: int = 16, quality: int = 18, first_frame: bool = True
     ) -> None:
         check_switch("callbacks.video_writer.first_frame", first_frame)
+        Mp4File(path, fps, quality)  # refuses wrong values now rather than at the first frame
         self.path = Path(path)
         self.fps = fps
         self.quality = quality
         self.first_frame = first_frame
+        if first_frame:
+            check_output_file(self._picture)
         self._file: Mp4File | None = None
         self._encoder: ThreadPoolExecutor | None = None
         self._encoding: Future[None] | None = None
-        Mp4File(self.path, fps, quality)  # refuses wrong values now rather than at the first frame
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Make ready to write; the file itself appears with the first frames."""
@@ -94,8 +100,12 @@ class VideoWriter(Callback):
             log.info("Interrupted; %s ends after %d frames", self.path.resolve(), self._close())
 
     def _write_first_frame(self, frames: NDArray[np.uint8]) -> None:
-        with atomic_file(self.path.with_name("first_frame.png")) as partial:
+        with atomic_file(self._picture) as partial:
             Image.fromarray(frames[0]).save(partial)
+
+    @property
+    def _picture(self) -> Path:
+        return self.path.with_name("first_frame.png")
 
     def _wait(self) -> None:
         encoding, self._encoding = self._encoding, None

@@ -106,6 +106,7 @@ class Camera:
     frames_per_chunk: int = MISSING
     intrinsics: list[float] = MISSING
     translation_scale: Any = MISSING  # a length, or "offline"
+    recorded_scale: Any = "published"  # or a length
 
 
 @dataclass

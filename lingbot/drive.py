@@ -6,7 +6,7 @@ Nothing in this file loads weights or starts processes, so that every check come
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence, Sized
+from collections.abc import Sequence, Sized
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +17,14 @@ from torch import Tensor
 
 from lingbot.building import build
 from lingbot.camera.controls import VIDEO_FRAMES
+from lingbot.camera.translation import TranslationScale
 from lingbot.data.blockworld import make_scene, render
+from lingbot.data.blockworld_words import log_unheard
 from lingbot.data.control_stream import ControlStream
 from lingbot.data.first_frame import read_image
-from lingbot.launch import build_all, check_seed
+from lingbot.launch import build_all, check_seed, rank
 from lingbot.model.checkpoint import transformer_files
+from lingbot.model.checks import check_prompt
 from lingbot.module import LingBotModule
 from lingbot.parallel.sequence_parallel import SequenceParallelMixin
 from lingbot.parallel.strategy import SequenceParallelStrategy
@@ -53,6 +56,8 @@ def check_controls(module: LingBotModule, drive: ControlStream) -> None:
 def build_drive(cfg: DictConfig) -> ControlStream:
     """The controls, one a realtime step, from the folder or the actions.
 
+    By which length their translations are going to be divided is logged.
+
     Raises:
         ValueError: for actions, a folder, steps or prompt events that cannot be driven.
     """
@@ -60,40 +65,46 @@ def build_drive(cfg: DictConfig) -> ControlStream:
         raise ValueError(
             f"actions={cfg.actions!r} and folder={cfg.folder!r} both say where to go: give one"
         )
-    if not isinstance(cfg.prompt_events or {}, Mapping):
-        raise ValueError(
-            f"prompt_events={cfg.prompt_events}: give {{step: prompt}}, as in "
-            "prompt_events=\"{4: 'night, snow'}\""
-        )
-    shape = (cfg.frames_per_chunk, cfg.num_steps, dict(cfg.prompt_events or {}))
+    shape = (cfg.frames_per_chunk, cfg.num_steps, cfg.prompt_events)
     if cfg.folder is not None:
-        return ControlStream.from_folder(cfg.folder, *shape)
-    actions = cfg.sample_drive if cfg.actions is None else cfg.actions
-    return ControlStream.from_actions(actions, *shape)
+        drive = ControlStream.from_folder(cfg.folder, *shape, kind=cfg.camera.kind)
+    else:
+        actions = cfg.sample_drive if cfg.actions is None else cfg.actions
+        drive = ControlStream.from_actions(actions, *shape)
+    if cfg.camera.kind != "act":  # whose rays have no origins
+        scale = TranslationScale(cfg.camera.translation_scale, cfg.camera.recorded_scale)
+        scale.log_choice(drive[0].largest_step)
+    return drive
 
 
 def first_frame(cfg: DictConfig, drive: ControlStream) -> tuple[Tensor, str]:
     """Where the world starts: the first frame, uint8 [H, W, 3], and the prompt.
 
+    What a scene chooses by itself is logged, and what it does not understand.
+
     Raises:
         ValueError: when there is no image to start from, or no prompt for the one that is given.
     """
-    prompt = cfg.prompt if cfg.prompt is not None else drive.prompt
-    if prompt is not None and not prompt.strip():
-        raise ValueError("the prompt is empty: say what the world is, as in prompt='dusk, sand'")
+    prompt = drive.prompt if cfg.prompt is None else check_prompt(cfg.prompt, "prompt=")
     height, width = cfg.camera.height, cfg.camera.width
-    path = cfg.image or drive.first_image
+    path = drive.first_image if cfg.image is None else cfg.image
     if path is not None:
         if prompt is None:
             raise ValueError(f"image={str(path)!r} needs a prompt: say what it shows, prompt=...")
         return read_image(path, height, width), prompt
-    if cfg.scene not in (None, SCENE):
-        raise ValueError(f"scene={cfg.scene!r}: choose {SCENE}, or null to start from an image")
     if cfg.scene is None:
         raise ValueError("this world starts from a picture: give image=PATH, or a folder with one")
-    scene = make_scene(check_seed(cfg.scene_seed), prompt or "")
+    if cfg.scene != SCENE:
+        raise ValueError(f"scene={cfg.scene!r}: give {SCENE}, or null with image=PATH")
+    if rank() == 0:
+        for words in [prompt, *(controls.prompt for controls in drive)]:
+            log_unheard(words or "")
+    scene = make_scene(check_seed(cfg.scene_seed, "scene_seed"), prompt or "")
     frame = render(scene, torch.eye(4)[None], height=height, width=width)[0]
-    return frame, prompt or str(scene.prompt)
+    if prompt is None:
+        prompt = str(scene.prompt)
+        log.info("No prompt was given: the scene chose %r.", prompt)
+    return frame, prompt
 
 
 def check_files(cfg: DictConfig) -> None:

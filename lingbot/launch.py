@@ -41,6 +41,7 @@ from lingbot.conf.check import check_configuration
 from lingbot.data.video_file import FASTEST
 from lingbot.errors import UserError
 from lingbot.model.checks import check_count
+from lingbot.model.checks import check_seed as check_seed
 from lingbot.termination import end_with_parent
 from lingbot.trainer_options import check_trainer
 
@@ -50,7 +51,6 @@ REFUSALS = (
     ValueError, OSError, OmegaConfBaseException, HydraException, MisconfigurationException,
     SafetensorError, torch.OutOfMemoryError,
 )  # fmt: skip
-LARGEST_SEED = 2**32 - 1
 FIRST_RANK = "LINGBOT_FIRST_RANK"  # tells ranks that Lightning starts who started them
 OWN_ERRORS = "LINGBOT_OWN_ERRORS"  # HYDRA_FULL_ERROR is our doing, not the user's
 
@@ -215,13 +215,6 @@ def run_folder(cfg: DictConfig) -> Path:
     path.mkdir(parents=True, exist_ok=True)
     cfg.paths.output_dir = str(path)
     return path
-
-
-def check_seed(seed: int) -> int:
-    """The seed, if NumPy and torch can both take it."""
-    if not 0 <= seed <= LARGEST_SEED:
-        raise ValueError(f"seed={seed}: give a whole number from 0 to {LARGEST_SEED}")
-    return seed
 
 
 def build_all(nodes: DictConfig | None) -> list[Any]:

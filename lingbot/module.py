@@ -22,7 +22,7 @@ from lingbot.codec.fused import fuse_decoder
 from lingbot.codec.split import check_decode, make_decoder
 from lingbot.codec.video import VideoCodec, frames_to_uint8
 from lingbot.data.clip_batch import clip_rays, first_drive
-from lingbot.data.first_frame import read_image
+from lingbot.data.first_frame import FrameSource
 from lingbot.diffusion import FewStepSampler, FlowMatching
 from lingbot.model import (
     CachedTransformer,
@@ -43,6 +43,7 @@ from lingbot.parallel.sequence_parallel import SequenceParallelMixin
 from lingbot.parallel.sharding import shard_weights
 from lingbot.parallel.strategy import ShardedSequenceParallelStrategy
 from lingbot.realtime.session import RealtimeSession
+from lingbot.realtime.start import Start, next_start
 from lingbot.training.optimizer_check import check_optimizer
 from lingbot.training.resume import align_progress, note_endless, step_generator
 
@@ -146,7 +147,7 @@ class LingBotModule(L.LightningModule):
         self.strict_loading = False  # checkpoints leave the frozen codec out
         self.transformer: CausalLingBotTransformer | None = None
         self.session: RealtimeSession | None = None
-        self._world: tuple[Tensor, str, int] | None = None
+        self._world: Start | None = None
         self._last_loss: tuple[int, Tensor | None] = 0, None
 
     # ---- building -----------------------------------------------------------------------------
@@ -189,19 +190,23 @@ class LingBotModule(L.LightningModule):
 
     # ---- driving ------------------------------------------------------------------------------
 
-    def start_world(self, image: Tensor | str | Path, prompt: str, seed: int = 0) -> None:
+    def start_world(self, image: FrameSource, prompt: str, seed: int = 0) -> None:
         """Chooses the world that the next `Trainer.predict` drives.
 
         Args:
-            image: first frame, uint8 [H, W, 3] or the path of an image file.
+            image: first frame, as `RealtimeSession.reset` takes it.
             prompt: what the world is.
-            seed: of the session's noise.
+            seed: of the session's noise, from 0 to 2^32 - 1.
+
+        Raises:
+            FileNotFoundError: no such image file.
+            ValueError: for what is no first frame, no prompt or no seed.
         """
-        self._world = (self._read(image), prompt, seed)
+        self._world = next_start(None, image, prompt, seed, self._frame_size)
 
     def new_session(
         self,
-        image: Tensor | str | Path,
+        image: FrameSource,
         prompt: str,
         seed: int = 0,
         exchange: Exchange | None = None,
@@ -210,12 +215,17 @@ class LingBotModule(L.LightningModule):
         """A session of its own over this module's weights, at its first step.
 
         Args:
-            image: first frame, uint8 [H, W, 3] or the path of an image file.
+            image: first frame, as `RealtimeSession.reset` takes it.
             prompt: what the world is.
-            seed: of the session's noise.
+            seed: of the session's noise, from 0 to 2^32 - 1.
             exchange: for ranks that no Trainer made; None takes the strategy's.
             communication: the log of that exchange.
+
+        Raises:
+            FileNotFoundError: no such image file.
+            ValueError: for what is no first frame, no prompt or no seed; nothing has been built.
         """
+        start = next_start(None, image, prompt, seed, self._frame_size)
         self.configure_model()
         assert self.transformer is not None
         self.kernels.prepare(self.transformer)
@@ -233,14 +243,12 @@ class LingBotModule(L.LightningModule):
             model, self.codec, self.text_encoder, self._make_camera(), self.sampler, communication,
             decoder,
         )  # fmt: skip
-        session.reset(self._read(image), prompt, seed)
+        session.reset(*start)
         return session
 
-    def _read(self, image: Tensor | str | Path) -> Tensor:
-        """A first frame, from its file where it is not one yet."""
-        if isinstance(image, Tensor):
-            return image
-        return read_image(image, self.camera.height, self.camera.width)
+    @property
+    def _frame_size(self) -> tuple[int, int]:
+        return self.camera.height, self.camera.width
 
     def on_predict_start(self) -> None:
         if self._world is None:

@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 
 from lingbot.data.video_file import read_frames
+from lingbot.drive import build_drive, first_frame
 from lingbot.generate import generate, main
 from lingbot.launch import UserError
 from tests.commands import TINY_DRIVE, composed
@@ -49,17 +50,59 @@ def test_another_seed_is_another_world(drive, tmp_path):
     assert np.abs(frames[0] - others[0]).mean() > 5
 
 
-def test_a_given_image_and_a_recorded_drive_are_taken(tmp_path):
-    folder = tmp_path / "recorded"
+def record(folder: Path, unit: float = 1) -> Path:
+    """A folder with a drive of 9 frames straight ahead."""
     folder.mkdir()
     poses = torch.eye(4).repeat(9, 1, 1)
-    poses[:, 2, 3] = 0.05 * torch.arange(9)
+    poses[:, 2, 3] = unit * 0.05 * torch.arange(9)
     np.save(folder / "poses.npy", poses.numpy())
     np.save(folder / "intrinsics.npy", np.array([[520.0, 520.0, 416.0, 240.0]]))
     Image.new("RGB", (96, 64), (200, 40, 40)).save(folder / "image.jpg")
     (folder / "prompt.txt").write_text("a red wall")
+    return folder
+
+
+def test_a_given_image_and_a_recorded_drive_are_taken(tmp_path):
+    folder = record(tmp_path / "recorded")
     cfg = composed("generate", [*TINY_DRIVE, f"folder='{folder}'"], tmp_path)
     made = generate(cfg)
+    assert (made["steps"], made["frames"]) == (1, 9)
+
+
+def test_the_scale_of_translations_and_the_scenes_own_prompt_are_told(caplog, monkeypatch):
+    caplog.set_level("INFO")
+    cfg = composed("generate", [*TINY_DRIVE, "num_steps=2"])
+    _, prompt = first_frame(cfg, build_drive(cfg))
+    assert "divided by 0.2 (camera.translation_scale)" in caplog.text
+    assert f"No prompt was given: the scene chose {prompt!r}" in caplog.text
+    assert "makes nothing of" not in caplog.text
+    cfg = composed("generate", [*TINY_DRIVE, "prompt='a castle'", "prompt_events={1: 'rain'}"])
+    first_frame(cfg, build_drive(cfg))
+    assert "makes nothing of 'a', 'castle' in the prompt 'a castle'" in caplog.text
+    assert "makes nothing of 'rain'" in caplog.text
+    caplog.clear()
+    monkeypatch.setenv("RANK", "1")  # one rank tells it
+    first_frame(cfg, build_drive(cfg))
+    assert "makes nothing of" not in caplog.text
+
+
+def test_a_recorded_drive_is_told_its_longest_step(tmp_path, caplog):
+    caplog.set_level("INFO")
+    folder = record(tmp_path / "recorded", unit=30)
+    build_drive(composed("generate", [*TINY_DRIVE, f"folder='{folder}'"]))
+    assert "divided by 6, the longest step between latent frames" in caplog.text
+    fixed = [*TINY_DRIVE, f"folder='{folder}'", "camera.recorded_scale=0.2"]
+    build_drive(composed("generate", fixed))
+    assert "divided by 0.2 (camera.recorded_scale)" in caplog.text
+
+
+def test_act_control_follows_a_folder_with_keys(tmp_path):
+    folder = record(tmp_path / "recorded")
+    act = [*TINY_DRIVE, f"folder='{folder}'", "model.control=act"]
+    with pytest.raises(UserError, match=r"action\.npy .*is missing: act control needs"):
+        generate(composed("generate", act, tmp_path / "refused"))
+    np.save(folder / "action.npy", np.tile([1, 0, 0, 0], (9, 1)))
+    made = generate(composed("generate", act, tmp_path))
     assert (made["steps"], made["frames"]) == (1, 9)
 
 
@@ -160,7 +203,26 @@ def test_a_misspelt_option_ends_in_exit_code_2_and_is_named(monkeypatch, capsys)
         (["actions=q-3"], "'q'"),
         (["folder=/nowhere"], "/nowhere"),
         (["folder=/nowhere", "actions=w-3"], "give one"),
-        (["prompt=' '"], "prompt is empty"),
+        (["prompt=' '"], "prompt= is empty"),
+        (["prompt=''"], "prompt= is empty"),
+        (["prompt='caf\udce9'"], "prompt= holds bytes that are not UTF-8"),
+        (["prompt='\x1b[31mdusk'"], "prompt= holds the control character U"),
+        (["prompt_events={0: ''}"], "prompt event at step 0 is empty"),
+        (["prompt_events={0: '  '}"], "prompt event at step 0 is empty"),
+        (["prompt_events=[night]"], "give prompts by step"),
+        (["image=''", "prompt=dusk"], "give that of a file"),
+        (["image=/", "prompt=dusk"], "/ is a folder"),
+        (["image=/dev/zero", "prompt=dusk"], "a device"),
+        (["image=/proc/self/status", "prompt=dusk"], "is not an image that can be read"),
+        (["scene=moon"], "scene='moon': give blockworld"),
+        (["scene_seed=4294967296"], "scene_seed=4294967296"),
+        (["camera.translation_scale=offline"], "which a live one does not know"),
+        (["camera.recorded_scale=0"], "recorded scale 0"),
+        (["camera.recorded_scale=nan"], "recorded scale nan"),
+        (["callbacks.video_writer.path=/proc/x.mp4"], "/proc takes no files"),
+        (["callbacks.video_writer.path=/"], "/ is a folder"),
+        (["callbacks.video_writer.fps=1e9"], "fps=1000000000.0"),
+        (["callbacks.video_writer.quality=nan"], "quality=nan"),
         (["seed=-1"], "seed=-1"),
         (["scene_seed=-7"], "seed=-7"),
         (["num_steps=0"], "num_steps=0"),

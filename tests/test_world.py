@@ -9,6 +9,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
+from PIL import Image
 
 from lingbot.camera.controls import Controls
 from lingbot.codec.video import VideoCodec
@@ -35,6 +36,25 @@ def first_step(module) -> torch.Tensor:
 def test_a_loaded_world_is_ready_to_drive_and_in_evaluation_mode(world):
     assert first_step(world).shape == (9, 32, 48, 3)
     assert not world.training
+
+
+@pytest.mark.parametrize(
+    ("start", "complaint"),
+    [
+        ({"image": [[0]]}, "the first frame is a list"),
+        ({"image": "nowhere.png"}, r"nowhere\.png"),
+        ({"prompt": " "}, "the prompt is empty"),
+        ({"seed": 2**32}, "seed=4294967296"),
+        ({"seed": 1.5}, "seed=1.5"),
+    ],
+)
+def test_a_start_is_checked_before_anything_is_built(start, complaint, monkeypatch):
+    module = instantiate(composed("generate", TINY_DRIVE).module, _convert_="all")
+    monkeypatch.setattr(module, "configure_model", pytest.fail)
+    given = {"image": Image.new("RGB", (9, 9)), "prompt": "dusk", "seed": 0, **start}
+    for begin in (module.new_session, module.start_world):
+        with pytest.raises((ValueError, FileNotFoundError), match=complaint):
+            begin(**given)
 
 
 def test_a_saved_world_is_loaded_as_it_was(world, tmp_path):

@@ -10,32 +10,20 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from einops import rearrange, repeat
+from einops import rearrange
 from torch import Tensor
 
 from lingbot.camera.actions import MOVE_KEYS, CameraDriver, check_keys
+from lingbot.camera.control_tensor import FOLD, NEEDS_KEYS, Kind, control_tensor
 from lingbot.camera.offline import offline_poses
-from lingbot.camera.plucker import (
-    Intrinsics,
-    check_intrinsics,
-    fold_rays,
-    plucker_rays,
-    scale_intrinsics,
-)
-from lingbot.camera.poses import check_poses, check_scale, relative_poses, scale_translations
-from lingbot.model.checks import check_count, check_number
+from lingbot.camera.plucker import Intrinsics, check_intrinsics
+from lingbot.camera.poses import check_poses, relative_poses, scale_translations
+from lingbot.camera.translation import TranslationScale
+from lingbot.model.checks import check_count, check_prompt
 
-FOLD = 8  # pixels a latent pixel, each way
 LARGEST_SIDE = 16_384  # pixels; video encoders take no more
-SCALES = (1e-6, 1e6)  # lengths that poses in float32 can be divided by
 LONGEST_CHUNK = 1024  # latent frames, four minutes at 16 frames a second
 VIDEO_FRAMES = 4  # video frames a latent frame
-Kind = Literal["cam", "act"]
-
-NEEDS_KEYS = (
-    "act control is made of held keys and poses do not tell them: drive with actions, or use a "
-    "model with cam control."
-)
 
 
 def frames_in_chunk(step: int, frames_per_chunk: int) -> int:
@@ -49,18 +37,21 @@ class Controls:
 
     Args:
         actions: held keys of each video frame: 4 (f - 1) in the first chunk, later 4 f.
-        poses: camera-to-world poses of the video frames instead, [n, 4, 4]: 4 (f - 1) + 1 in the
-            first chunk, where the first frame of all has one too, later 4 f.
+        poses: camera-to-world poses of the video frames instead, [n, 4, 4], with OpenCV axes (x
+            right, y down, z forward): 4 (f - 1) + 1 in the first chunk, where the first frame of
+            all has one too, later 4 f.
         prompt: what the world becomes from this chunk on; None leaves it as it is.
         history: with a new prompt, keep the caches of the past or recompute them under it.
         held: how many trailing entries were added, holding still, to fill the chunk.
         intrinsics: fx, fy, cx, cy for 832x480 of a recorded drive, read at the first chunk; None
             for the camera's own.
-        largest_step: longest translation between latent frames of the whole recorded drive, where
-            it is known; read at the first chunk by `translation_scale="offline"`.
+        largest_step: longest translation between latent frames of the whole drive, where it is
+            known, that is, recorded; read at the first chunk, see `recorded_scale`.
+        pose_keys: with poses, the keys held at each of them, for act control; they move nothing.
 
     Raises:
-        ValueError: both or neither of actions and poses, an unknown key, poses that are not rigid.
+        ValueError: both or neither of actions and poses, an unknown key, poses that are not rigid,
+            keys without a pose, a prompt without words.
     """
 
     actions: tuple[str, ...] | None = None
@@ -70,6 +61,7 @@ class Controls:
     held: int = 0
     intrinsics: Intrinsics | None = None
     largest_step: float | None = None
+    pose_keys: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         if (self.actions is None) == (self.poses is None):
@@ -86,6 +78,17 @@ class Controls:
             object.__setattr__(self, "actions", tuple(check_keys(keys) for keys in self.actions))
         if self.poses is not None:
             check_poses(self.poses, "the poses of the controls")
+        if self.pose_keys is not None:
+            keys = tuple(check_keys(keys) for keys in self.pose_keys)
+            if self.poses is None or len(keys) != len(self.poses):
+                raise ValueError(
+                    f"pose_keys holds the keys of {len(keys)} poses, of which "
+                    f"{0 if self.poses is None else len(self.poses)} are there: give one string of "
+                    "keys for each."
+                )
+            object.__setattr__(self, "pose_keys", keys)
+        if self.prompt is not None:
+            object.__setattr__(self, "prompt", check_prompt(self.prompt, "the new prompt"))
         if self.history not in ("keep", "recompute"):
             raise ValueError(f"history={self.history!r}: choose keep or recompute.")
 
@@ -107,9 +110,10 @@ class CameraControl:
         width: likewise.
         frames_per_chunk: latent frames in a chunk.
         intrinsics: fx, fy, cx, cy for 832x480; rescaled to the video's size.
-        translation_scale: length that counts as 1 between latent frames. The default is what four
-            frames of forward motion make. "offline" takes the longest step of the whole drive,
-            which only a recorded one knows.
+        translation_scale: length that counts as 1 between latent frames, in live drives and in
+            clips. The default is what four frames of forward motion make. "offline" refuses live
+            drives and takes clips as the published offline path does.
+        recorded_scale: the same for drives that bring their longest step; "published" takes that.
 
     Raises:
         ValueError: an unknown kind, a size that does not fold, a scale or intrinsics not positive.
@@ -123,6 +127,7 @@ class CameraControl:
         frames_per_chunk: int,
         intrinsics: Sequence[float] = (520.0, 520.0, 416.0, 240.0),
         translation_scale: float | Literal["offline"] = 0.2,
+        recorded_scale: float | Literal["published"] = "published",
     ) -> None:
         if kind not in ("cam", "act"):
             raise ValueError(f"control kind {kind!r} is unknown: choose cam or act.")
@@ -134,14 +139,11 @@ class CameraControl:
                 "a latent pixel."
             )
         check_count("camera.frames_per_chunk", frames_per_chunk, high=LONGEST_CHUNK)
-        if translation_scale != "offline":
-            translation_scale = check_scale(translation_scale)
-            check_number("camera.translation_scale", translation_scale, *SCALES)
         self.kind = kind
         self.height, self.width = height, width
         self.frames_per_chunk = frames_per_chunk
         self.intrinsics = check_intrinsics(intrinsics)
-        self.translation_scale = translation_scale
+        self.scale = TranslationScale(translation_scale, recorded_scale)
         self.reset()
 
     @property
@@ -189,6 +191,8 @@ class CameraControl:
         if controls.actions is not None:
             reached_by = ("", *controls.actions) if self._step == 0 else controls.actions
             keys = reached_by[first_latent::VIDEO_FRAMES]
+        elif controls.pose_keys is not None:
+            keys = controls.pose_keys[first_latent::VIDEO_FRAMES]
         relative = relative_poses(latent, self._latent_pose)
         relative = scale_translations(relative, self._session_scale)
         self._latent_pose, self._video_poses = latent[-1], poses
@@ -249,7 +253,7 @@ class CameraControl:
         """Scaled steps between the latent frames of clips: [B, T, 4, 4] to [B, F, 4, 4]."""
         if num_latent_frames < 1:
             raise ValueError(f"num_latent_frames={num_latent_frames}: a clip has at least one.")
-        if self.translation_scale == "offline":
+        if self.scale.live == "offline":
             return torch.stack([offline_poses(clip, num_latent_frames)[1] for clip in poses])
         needed = VIDEO_FRAMES * (num_latent_frames - 1) + 1
         if poses.shape[1] != needed:
@@ -257,14 +261,14 @@ class CameraControl:
                 f"{poses.shape[1]} poses for {num_latent_frames} latent frames: give {needed}, "
                 'or use translation_scale="offline", which spreads them over more poses.'
             )
-        return scale_translations(relative_poses(poses[:, ::VIDEO_FRAMES]), self.translation_scale)
+        return scale_translations(relative_poses(poses[:, ::VIDEO_FRAMES]), self.scale.live)
 
     def check(self, controls: Controls) -> None:
         """Raises ValueError for controls that do not fit the next chunk; nothing moves."""
         frames = frames_in_chunk(self._step, self.frames_per_chunk)
         chunk = f"chunk {self._step} of {self.frames_per_chunk} latent frames"
         if controls.poses is not None:
-            if self.kind == "act":
+            if self.kind == "act" and controls.pose_keys is None:
                 raise ValueError(NEEDS_KEYS)
             needed = frames + (self._step == 0)
             if len(controls.poses) != needed:
@@ -279,16 +283,7 @@ class CameraControl:
 
     def _scale(self, controls: Controls) -> float:
         """The translation scale of a session that these controls begin."""
-        if self.translation_scale != "offline":
-            return self.translation_scale
-        if self.kind == "act":
-            return 1.0  # rays without origins have no scale
-        if controls.largest_step is None:
-            raise ValueError(
-                'translation_scale="offline" needs the longest step of the whole drive, which a '
-                "live one does not know: give a number such as 0.2, or drive a recorded folder."
-            )
-        return check_scale(controls.largest_step)
+        return self.scale.of(controls.largest_step, has_origins=self.kind == "cam")
 
     def _advance(self, controls: Controls) -> Tensor:
         """Move the camera; return the chunk's video poses, the very first one included."""
@@ -303,15 +298,4 @@ class CameraControl:
     def _control(
         self, relative: Tensor, keys: Sequence[str] | None, intrinsics: Intrinsics
     ) -> Tensor:
-        """Relative poses [F, 4, 4] and the keys of their frames to [1, channels, F, H/8, W/8]."""
-        given = torch.tensor(intrinsics, dtype=torch.float64)
-        scaled = scale_intrinsics(given, self.height, self.width)
-        rays = plucker_rays(relative, scaled, self.height, self.width)  # [6, F, H, W]
-        if self.kind == "act":
-            if keys is None:
-                raise ValueError(NEEDS_KEYS)
-            held = [[float(key in frame) for frame in keys] for key in MOVE_KEYS]
-            here = torch.tensor(held).to(rays, non_blocking=True)
-            images = repeat(here, "k f -> k f h w", h=self.height, w=self.width)
-            rays = torch.cat([rays[3:], images])
-        return fold_rays(rays, FOLD)[None].contiguous()
+        return control_tensor(self.kind, relative, keys, intrinsics, self.height, self.width)

@@ -5,12 +5,13 @@ from its origin while its steps are small. Rotations are interpolated on the sho
 (Shoemake, Animating Rotation with Quaternion Curves, 1985).
 """
 
-import math
-
 import torch
 from einops import rearrange
 from torch import Tensor
 
+from lingbot.model.checks import check_number
+
+LEAST_SCALE, LARGEST_SCALE = 1e-6, 1e10  # of what counts as 1; beyond, float32 rays are nonsense
 RIGID_TOLERANCE = 1e-3  # of an entry of R^T R and of the last row; float32 files are good to 1e-6
 
 
@@ -18,8 +19,8 @@ def check_poses(poses: Tensor, name: str) -> None:
     """Raise ValueError, naming what it came from, where poses are not rigid matrices [N, 4, 4]."""
     if poses.ndim != 3 or poses.shape[0] == 0 or tuple(poses.shape[1:]) != (4, 4):
         raise ValueError(
-            f"{name} has shape {list(poses.shape)}: camera-to-world matrices [N, 4, 4] with at "
-            "least one pose are needed."
+            f"{name} has shape {list(poses.shape)}: camera-to-world matrices [N, 4, 4] with OpenCV "
+            "axes (x right, y down, z forward) and at least one pose are needed."
         )
     poses = poses.double()
     finite = torch.isfinite(poses).flatten(1).all(dim=1)
@@ -38,7 +39,8 @@ def check_poses(poses: Tensor, name: str) -> None:
         raise ValueError(
             f"{name} holds no rotation in pose {at} of {len(poses)} (R^T R differs from the "
             f"identity by {float(error[at]):.2g}, the determinant is {determinant:.2g}): the upper "
-            "left 3x3 must be orthonormal with determinant 1, without a scale."
+            "left 3x3 of camera-to-world matrices must be orthonormal with determinant 1, without "
+            "a scale."
         )
     framed = ((last_row - identity[3]).abs() < RIGID_TOLERANCE).all(dim=1)
     if not bool(framed.all()):
@@ -113,14 +115,23 @@ def largest_step(relative: Tensor) -> float:
     return float(relative[:, :3, 3].norm(dim=1).max()) or 1.0
 
 
-def check_scale(scale: float) -> float:
-    """Return a translation scale, or raise ValueError where it is not a positive number."""
-    if isinstance(scale, (str, bool)) or not 0 < scale < math.inf:
+def check_scale(
+    scale: object, name: str = "translation scale", otherwise: str = "offline"
+) -> float:
+    """Return a length that counts as 1, or raise ValueError where it is not a positive number.
+
+    Args:
+        scale: what was given.
+        name: of the option, for messages.
+        otherwise: the word that may be given instead.
+    """
+    try:
+        return check_number(name, scale, LEAST_SCALE, LARGEST_SCALE)
+    except ValueError as error:
         raise ValueError(
-            f"translation scale {scale!r}: give a positive length (0.2 is what four frames of "
-            'forward motion make) or "offline".'
-        )
-    return float(scale)
+            f"{name} {scale!r}: give a positive length from {LEAST_SCALE:g} to {LARGEST_SCALE:g} "
+            f'(0.2 is what four frames of forward motion make) or "{otherwise}".'
+        ) from error
 
 
 def scale_translations(relative: Tensor, scale: float | None) -> Tensor:

@@ -49,7 +49,11 @@ class ByteTextEncoder(nn.Module):
         rows = [[BEGIN, *(FIRST_BYTE + byte for byte in prompt.encode())] for prompt in prompts]
         for prompt, row in zip(prompts, rows, strict=True):
             if len(row) > self.text_len:
-                log.warning("prompt cut to %d bytes: %r", self.text_len - 1, prompt)
+                log.warning(
+                    "prompt of %d bytes cut to %d bytes, all that the text encoder reads "
+                    "(text.text_len=%d): %r",
+                    *(len(row) - 1, self.text_len - 1, self.text_len, prompt),
+                )
         width = min(self.text_len, max(len(row) for row in rows))
         padded = [(row + [PAD] * width)[:width] for row in rows]
         return torch.tensor(padded, device=self.positions.device)
@@ -107,10 +111,23 @@ class UMT5TextEncoder(nn.Module):
             add_special_tokens=True,
             return_tensors="pt",
         ).to(self.encoder.device)
+        self._tell_cuts(prompts, batch.attention_mask.sum(1).tolist())
         hidden = self.encoder(
             batch.input_ids, attention_mask=batch.attention_mask
         ).last_hidden_state
         return hidden.float() * rearrange(batch.attention_mask, "b n -> b n 1")
+
+    def _tell_cuts(self, prompts: list[str], lengths: list[int]) -> None:
+        """Logs which prompts have more tokens than are read."""
+        for prompt, length in zip(prompts, lengths, strict=True):
+            if length == self.text_len and (
+                len(whole := self.tokenizer(prompt).input_ids) > length
+            ):
+                log.warning(
+                    "prompt of %d tokens cut to %d tokens, all that the text encoder reads "
+                    "(text.text_len): %r",
+                    *(len(whole), length, prompt),
+                )
 
 
 def _along_tokens(convolution: nn.Conv1d, x: Tensor) -> Tensor:

@@ -6,12 +6,15 @@ from the scene's seed. Colours are sRGB in [0, 1], lengths world units.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import TypeVar
 
 import torch
 from torch import Generator
+
+log = logging.getLogger(__name__)
 
 Choice = TypeVar("Choice")
 Colour = tuple[float, float, float]
@@ -141,7 +144,7 @@ class BlockWorldPrompt:
     @classmethod
     def parse(cls, text: str) -> BlockWorldPrompt:
         """Find the words of BlockWorld in a prompt; other words mean nothing to it."""
-        spoken = "".join(c if c.isalpha() else " " for c in text.lower()).split()
+        spoken = spoken_words(text)
         found = {
             name: next((word for word in spoken if word in words), "")
             for name, words in WORDS.items()
@@ -156,6 +159,29 @@ class BlockWorldPrompt:
 
     def __str__(self) -> str:
         return ", ".join(filter(None, (getattr(self, field.name) for field in fields(self))))
+
+
+def spoken_words(text: str) -> list[str]:
+    """The words of a text, in lower case."""
+    return "".join(c if c.isalpha() else " " for c in text.lower()).split()
+
+
+def unheard_words(text: str) -> list[str]:
+    """The words of a prompt that choose nothing: unknown ones, and a second one of a kind."""
+    heard = set(spoken_words(str(BlockWorldPrompt.parse(text))))
+    return [word for word in dict.fromkeys(spoken_words(text)) if word not in heard]
+
+
+def log_unheard(text: str) -> None:
+    """Warns of a prompt's words that choose nothing in a scene, with those that would."""
+    if unheard := unheard_words(text):
+        kinds = "; ".join(
+            f"{name.replace('_', ' ')}: {', '.join(words)}" for name, words in WORDS.items()
+        )
+        log.warning(
+            "The scene makes nothing of %s in the prompt %r: it knows one word of each kind (%s).",
+            *(", ".join(map(repr, unheard)), text, kinds),
+        )
 
 
 def random_prompt(generator: Generator) -> str:

@@ -9,6 +9,7 @@ import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import accumulate, islice
+from numbers import Integral
 from pathlib import Path
 from typing import Literal
 
@@ -16,9 +17,11 @@ import torch
 from torch import Tensor
 
 from lingbot.camera.actions import parse_actions
+from lingbot.camera.control_tensor import Kind
 from lingbot.camera.controls import VIDEO_FRAMES, Controls, frames_in_chunk
-from lingbot.camera.poses import largest_step, relative_poses
-from lingbot.data.drive_folder import read_drive_folder
+from lingbot.camera.poses import LEAST_SCALE, largest_step, relative_poses
+from lingbot.data.drive_folder import KEY_FILES, RecordedDrive, read_drive_folder, read_keys
+from lingbot.model.checks import check_prompt
 
 log = logging.getLogger(__name__)
 
@@ -98,11 +101,14 @@ class ControlStream:
         num_steps: int | None = None,
         prompt_events: Mapping[int, str] | None = None,
         history: History = "keep",
+        kind: Kind = "cam",
     ) -> "ControlStream":
         """Cut a recorded drive in the published example format into steps.
 
-        The folder holds `poses.npy`, `intrinsics.npy`, `image.jpg` and `prompt.txt`; the last two
-        become `first_image` and `prompt`. The other arguments are those of `from_actions`.
+        The folder holds `poses.npy` (camera-to-world, OpenCV axes, any unit), `intrinsics.npy`,
+        `image.jpg` and `prompt.txt`; the last two become `first_image` and `prompt`. For models
+        with control of the kind "act" it also holds `action.npy` or `wasd_action.npy`. The other
+        arguments are those of `from_actions`.
 
         Raises:
             FileNotFoundError: the folder or one of its files is missing.
@@ -112,7 +118,8 @@ class ControlStream:
         lengths = chunk_lengths(len(drive.poses) - 1, frames_per_chunk, num_steps)
         held = frames_held(len(drive.poses) - 1, lengths, f"frames of {drive.folder}")
         poses = hold_last(drive.poses, sum(held))[: 1 + sum(lengths)]
-        longest = largest_step(relative_poses(poses[::VIDEO_FRAMES]))
+        keys = iter(keys_at_poses(drive, kind, sum(held)))
+        longest = longest_step(poses, drive.folder)
         events = check_events(prompt_events, len(lengths))
         steps: list[Controls] = []
         for step, length in enumerate(lengths):
@@ -126,6 +133,7 @@ class ControlStream:
                     held=held[step],
                     intrinsics=drive.intrinsics,
                     largest_step=longest,
+                    pose_keys=tuple(islice(keys, length)) if kind == "act" else None,
                 )
             )
         return cls(steps, first_image=drive.image, prompt=drive.prompt)
@@ -168,14 +176,36 @@ def hold_last(poses: Tensor, count: int) -> Tensor:
     return torch.cat([poses, poses[-1:].expand(count, 4, 4)])
 
 
+def keys_at_poses(drive: RecordedDrive, kind: Kind, held: int) -> tuple[str, ...]:
+    """Keys of a recorded drive's poses and of `held` more at its end, where `kind` needs them."""
+    if kind == "act":
+        return (*read_keys(drive.folder, len(drive.poses)), *("",) * held)
+    for name in KEY_FILES:
+        if (drive.folder / name).exists():
+            log.info("%s is not read: the drive follows poses.npy.", drive.folder / name)
+    return ()
+
+
+def longest_step(poses: Tensor, folder: Path) -> float:
+    """Longest translation between the latent frames of a recorded drive [N, 4, 4], in its unit."""
+    longest = largest_step(relative_poses(poses[::VIDEO_FRAMES]))
+    if longest < LEAST_SCALE:  # as published it would become 1, and rounding errors with it
+        log.info("%s moves by less than %g: its camera stands still.", folder, LEAST_SCALE)
+        return 1.0
+    return longest
+
+
 def check_events(events: Mapping[int, str] | None, num_steps: int) -> dict[int, str]:
     """Return the prompt events by step, or raise ValueError where one lies outside the drive."""
+    if events is not None and not isinstance(events, Mapping):
+        raise ValueError(f"prompt_events={events!r}: give prompts by step, as in {{3: 'night'}}")
+    checked: dict[int, str] = {}
     for step, prompt in (events or {}).items():
-        if isinstance(step, bool) or not isinstance(step, int) or not 0 <= step < num_steps:
+        whole = isinstance(step, Integral) and not isinstance(step, bool)
+        if not whole or not 0 <= step < num_steps:
             raise ValueError(
                 f"the prompt event at step {step!r} lies outside the drive: its steps are "
                 f"0 .. {num_steps - 1}."
             )
-        if not isinstance(prompt, str):
-            raise ValueError(f"the prompt event at step {step} is {prompt!r}: give a string.")
-    return dict(events or {})
+        checked[int(step)] = check_prompt(prompt, f"the prompt event at step {step}")
+    return checked

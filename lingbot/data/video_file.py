@@ -18,9 +18,11 @@ from av.container import OutputContainer
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
+from lingbot.data.file_checks import check_output_file
 from lingbot.model.checks import check_count
 
-FASTEST = 1000  # frames a second, which players still take
+FASTEST = 240  # frames a second
+WORST = 51  # rate factor of x264
 
 
 class Mp4File:
@@ -28,20 +30,19 @@ class Mp4File:
 
     Args:
         path: where to write; missing folders are made, an existing file is replaced.
-        fps: frames a second of playback.
+        fps: frames a second of playback, 1 to 240.
         quality: x264's constant rate factor, 0 (lossless) to 51 (worst).
 
     Raises:
-        ValueError: fps or quality out of range, a frame size that 4:2:0 video cannot hold, frames
-            of changing sizes, frames that are not uint8 [T, H, W, 3], or frames after `close`.
+        ValueError: a path that cannot be written, values out of range, a frame size that 4:2:0
+            video cannot hold, frames of changing sizes, frames that are not uint8 [T, H, W, 3], or
+            frames after `close`.
     """
 
     def __init__(self, path: str | Path, fps: int = 16, quality: int = 18) -> None:
-        check_count("fps", fps, high=FASTEST)
-        check_count("quality", quality, low=0, high=51)  # x264's rate factor
-        self.path = Path(path)
-        self.fps = fps
-        self.quality = quality
+        self.fps = check_count("fps", fps, 1, FASTEST)
+        self.quality = check_count("quality", quality, 0, WORST)
+        self.path = check_output_file(path)
         self.num_frames = 0
         self._container: OutputContainer | None = None
         self._stream: VideoStream | None = None

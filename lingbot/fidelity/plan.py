@@ -15,6 +15,7 @@ from lingbot.benchmark.settings import Setting, configurations, plain
 from lingbot.building import build
 from lingbot.data.blockworld import render
 from lingbot.data.blockworld_clips import SPLIT_SIZE, BlockWorldClips
+from lingbot.data.blockworld_words import log_unheard
 from lingbot.data.control_stream import MOST_STEPS, ControlStream
 from lingbot.data.first_frame import read_image
 from lingbot.data.video_file import FASTEST
@@ -22,7 +23,7 @@ from lingbot.device import choose_device
 from lingbot.drive import check_files, check_history
 from lingbot.fidelity.recording import LongDrive
 from lingbot.memory import Need, check_fits, driving_need
-from lingbot.model.checks import check_count
+from lingbot.model.checks import check_count, check_prompt, check_seed
 from lingbot.module import LingBotModule
 from lingbot.parts import check_parts
 from lingbot.scores import video_length
@@ -144,11 +145,10 @@ def build_drive(cfg: DictConfig) -> LongDrive:
         ValueError: for a scene that there is not, or without room for a drive this long; for an
             image without a prompt.
     """
-    if cfg.image is not None and cfg.prompt is None:
+    given = None if cfg.prompt is None else check_prompt(cfg.prompt, "prompt=")
+    if cfg.image is not None and given is None:
         raise ValueError(f"image={cfg.image!r} needs a prompt: say what it shows, prompt=...")
     check_count("scene", cfg.scene, 0, SPLIT_SIZE - 1)
-    if cfg.prompt is not None and not cfg.prompt.strip():
-        raise ValueError("the prompt is empty: say what the world is, as in prompt='dusk, sand'")
     height, width = cfg.camera.height, cfg.camera.width
     length = video_length(cfg.num_chunks, cfg.frames_per_chunk)
     clips = BlockWorldClips(
@@ -164,8 +164,10 @@ def build_drive(cfg: DictConfig) -> LongDrive:
     else:
         image = render(drawn.scene, drawn.poses[:1], clips.intrinsics, height, width)[0]
     stream = ControlStream.from_actions(drawn.actions, cfg.frames_per_chunk, cfg.num_chunks)
-    prompt = drawn.prompt if cfg.prompt is None else cfg.prompt
-    return LongDrive(image, prompt, stream.steps, cfg.seed)
+    if cfg.image is None and given is not None:
+        log_unheard(given)
+    prompt = drawn.prompt if given is None else given
+    return LongDrive(image, prompt, stream.steps, check_seed(cfg.seed))
 
 
 def _may_differ(name: str) -> bool:

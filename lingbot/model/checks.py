@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import math
+import re
+import unicodedata
 from collections.abc import Sequence
 from numbers import Integral, Real
+
+LARGEST_SEED = 2**32 - 1  # what NumPy and torch can both take
+LONGEST_PROMPT = 20_000  # characters; text encoders read far fewer, and say so
 
 
 def check_number(
@@ -79,3 +84,47 @@ def _bounds(low: float, high: float, above: float) -> str:
 def _plain(bound: float) -> str:
     """As people write it: 10,000,000 and 0.1."""
     return f"{int(bound):,}" if bound == int(bound) else f"{bound:g}"
+
+
+def check_seed(seed: object, name: str = "seed") -> int:
+    """The seed as an int, where NumPy and torch can both take it; NumPy's integers count.
+
+    Raises:
+        ValueError: for what is no whole number from 0 to 2^32 - 1.
+    """
+    return check_count(name, seed, 0, LARGEST_SEED)
+
+
+def check_prompt(prompt: object, name: str = "the prompt") -> str:
+    """The prompt as the text encoder gets it: on one line, without space or marks around it.
+
+    Args:
+        prompt: what was given.
+        name: where it comes from, for messages.
+
+    Raises:
+        ValueError: for what is no string, holds no words, is endless, or holds characters that
+            nobody types: control characters, or bytes that were not UTF-8.
+    """
+    if not isinstance(prompt, str):
+        raise ValueError(f"{name} is {prompt!r}: give a string, as in 'dusk, sand'")
+    if len(prompt) > LONGEST_PROMPT:
+        raise ValueError(
+            f"{name} has {len(prompt):,} characters: give {LONGEST_PROMPT:,} at the most"
+        )
+    words = re.sub(r"\s*[\t\n\v\f\r]\s*", " ", prompt).strip().strip("\ufeff").strip()
+    for character in words:
+        kind = unicodedata.category(character)
+        if kind == "Cs":
+            raise ValueError(
+                f"{name} holds bytes that are not UTF-8: {words!a}; write it in UTF-8, in a "
+                "terminal of a UTF-8 locale such as C.UTF-8"
+            )
+        if kind == "Cc":
+            raise ValueError(
+                f"{name} holds the control character U+{ord(character):04X}: {words!a}; "
+                "write it in plain text, in UTF-8"
+            )
+    if not words:
+        raise ValueError(f"{name} is empty: say what the world is, as in 'dusk, sand'")
+    return words

@@ -25,8 +25,10 @@ from torch import Tensor, nn
 from lingbot.camera.controls import CameraControl, Controls
 from lingbot.codec.streaming import PictureStream
 from lingbot.codec.video import VideoCodec, uint8_to_frames
+from lingbot.data.first_frame import FrameSource
 from lingbot.diffusion.sampler import FewStepSampler
 from lingbot.model import CachedTransformer
+from lingbot.model.checks import check_prompt
 from lingbot.model.image_condition import image_condition
 from lingbot.model.kv_cache import visible_frames
 from lingbot.parallel.communication_log import CommunicationLog
@@ -88,23 +90,25 @@ class RealtimeSession:
     @torch.inference_mode(False)
     @torch.no_grad()
     def reset(
-        self, image: Tensor | None = None, prompt: str | None = None, seed: int | None = None
+        self, image: FrameSource | None = None, prompt: str | None = None, seed: int | None = None
     ) -> None:
         """Starts a world over; memory is kept, its contents are not.
 
         What is not given is as it was at the last reset.
 
         Args:
-            image: first frame, uint8 [H, W, 3], of the camera's size.
+            image: first frame: a tensor uint8 [H, W, 3] of the camera's size; or, fitted to it, a
+                NumPy array uint8 [H, W, 3], a PIL image or the path of an image file.
             prompt: what the world is.
-            seed: of all noise in the session; 0 at first.
+            seed: of all noise in the session, from 0 to 2^32 - 1; 0 at first.
 
         Raises:
-            ValueError: for an image of another size or type, an empty prompt, a negative seed.
+            FileNotFoundError: no such image file.
+            ValueError: for what is no first frame, no prompt or no seed.
             RuntimeError: without an image or a prompt where there has been none.
         """
         size = self.camera.height, self.camera.width
-        self._start = image, prompt, seed = next_start(self._start, image, prompt, seed, size)
+        self._start = start = next_start(self._start, image, prompt, seed, size)
         self._open = False  # until the world stands
         self._drop_chunk()
         self.model.reset()
@@ -114,10 +118,10 @@ class RealtimeSession:
         self.last_chunk = None
         self._accounts.clear()
         self.step_index = 0
-        self._generator.manual_seed(seed)
-        self._first_condition, self._later_condition = self._conditions(image)
+        self._generator.manual_seed(start.seed)
+        self._first_condition, self._later_condition = self._conditions(start.image)
         self._open, self._broken = True, None
-        self.change_prompt(prompt)
+        self.change_prompt(start.prompt)
 
     @torch.inference_mode(False)
     @torch.no_grad()
@@ -187,8 +191,12 @@ class RealtimeSession:
 
         The history keeps the keys and values made under the old prompt, unless it is recomputed:
         then every visible chunk passes through the context update again.
+
+        Raises:
+            ValueError: for what is no prompt; the old one still holds.
         """
         self._check_open()
+        prompt = check_prompt(prompt)
         self.finish_chunk()
         text = self._encode(prompt)
         with self._unbroken():

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
+
+from lingbot.data.first_frame import FrameSource, first_frame_of
+from lingbot.model.checks import check_prompt, check_seed
 
 
 class Start(NamedTuple):
@@ -18,7 +20,7 @@ class Start(NamedTuple):
 
 def next_start(
     last: Start | None,
-    image: Tensor | None,
+    image: FrameSource | None,
     prompt: str | None,
     seed: int | None,
     size: tuple[int, int],
@@ -27,32 +29,23 @@ def next_start(
 
     Args:
         last: the start before, if there was one.
-        image, prompt, seed: see `Start`.
+        image: see `lingbot.data.first_frame.first_frame_of`.
+        prompt, seed: see `Start`.
         size: height and width of the session's pictures.
 
     Raises:
-        ValueError: for an image of another size or type, an empty prompt, a negative seed.
+        FileNotFoundError: no such image file.
+        ValueError: for what is no first frame, no prompt or no seed.
         RuntimeError: without an image or a prompt where there has been none.
     """
-    if last is None:
-        if image is None or prompt is None:
-            raise RuntimeError(
-                "the session has no world yet: give its first frame and prompt, as in "
-                "reset(image, 'dusk, sand', seed=0)"
-            )
-        last = Start(image, prompt, 0)
-    start = Start(
-        last.image if image is None else image,
-        last.prompt if prompt is None else prompt,
-        last.seed if seed is None else seed,
-    )
-    if start.image.dtype != torch.uint8 or tuple(start.image.shape) != (*size, 3):
-        raise ValueError(
-            f"the first frame is {tuple(start.image.shape)} {start.image.dtype}; this session "
-            f"takes uint8 {(*size, 3)}: read it with lingbot.data.first_frame.read_image"
+    if last is None and (image is None or prompt is None):
+        raise RuntimeError(
+            "the session has no world yet: give its first frame and prompt, as in "
+            "reset(image, 'dusk, sand', seed=0)"
         )
-    if not start.prompt.strip():
-        raise ValueError("the prompt is empty: say what the world is, as in 'dusk, sand'")
-    if start.seed < 0:
-        raise ValueError(f"seed={start.seed}: give a whole number from 0 on")
-    return start
+    # what comes from the last start passes its checks again
+    return Start(
+        first_frame_of(last.image if last and image is None else image, *size),  # type: ignore[arg-type]
+        check_prompt(last.prompt if last and prompt is None else prompt),
+        check_seed((last.seed if last else 0) if seed is None else seed),
+    )

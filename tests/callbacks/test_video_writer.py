@@ -54,7 +54,26 @@ def test_a_drive_of_no_steps_leaves_no_video(tmp_path):
     assert not (tmp_path / "drive.mp4").exists()
 
 
-@pytest.mark.parametrize(("option", "value"), [("fps", 0), ("fps", 10**11), ("quality", 52)])
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        *(("fps", value) for value in (0, -1, 241, 10**9, 16.5, "16", None, True, float("nan"))),
+        *(("quality", value) for value in (-1, 52, 18.5, "18", None, float("inf"))),
+    ],
+)
 def test_wrong_values_are_refused_before_the_drive(tmp_path, option, value):
-    with pytest.raises(ValueError, match=f"{option}={value}"):
+    with pytest.raises(ValueError, match=f"{option}={value!r}: give a whole number from"):
         VideoWriter(tmp_path / "drive.mp4", **{option: value})
+
+
+def test_a_path_where_no_video_can_be_written_is_refused_before_the_drive(tmp_path):
+    (tmp_path / "file").touch()
+    for path in (tmp_path, tmp_path / "file" / "drive.mp4", "/dev/full", "/proc/drive.mp4", ""):
+        with pytest.raises(ValueError, match=r"give (a|another|the|that)"):
+            VideoWriter(path)
+    VideoWriter(tmp_path / "new" / "drive.mp4")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+    (tmp_path / "first_frame.png").mkdir()
+    with pytest.raises(ValueError, match=r"first_frame\.png is a folder"):
+        VideoWriter(tmp_path / "drive.mp4")
+    VideoWriter(tmp_path / "drive.mp4", first_frame=False)

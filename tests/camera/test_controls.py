@@ -151,7 +151,7 @@ def test_the_camera_stays_where_it_was_when_controls_are_refused() -> None:
 def test_act_control_refuses_poses_without_keys() -> None:
     camera = CameraControl("act", frames_per_chunk=3, **SIZE)
     poses = action_poses(["w"] * 8)
-    with pytest.raises(ValueError, match="drive with actions, or use a model with cam control"):
+    with pytest.raises(ValueError, match="drive with actions, give the keys held at each pose"):
         camera.chunk(Controls(poses=poses))
     with pytest.raises(ValueError, match="drive with actions"):
         camera.clip(poses, 3)
@@ -183,6 +183,11 @@ def test_a_clip_that_does_not_fit_its_latent_frames_is_refused() -> None:
         ({"intrinsics": (520, 520, 416)}, "give fx, fy, cx, cy"),
         ({"translation_scale": 0.0}, "give a positive length"),
         ({"translation_scale": "live"}, "give a positive length"),
+        ({"translation_scale": float("nan")}, "give a positive length"),
+        ({"translation_scale": 1e-300}, "give a positive length"),
+        ({"recorded_scale": 0}, 'recorded scale 0: give a positive length .* or "published"'),
+        ({"recorded_scale": "offline"}, "recorded scale 'offline': give a positive length"),
+        ({"recorded_scale": None}, "recorded scale None"),
     ],
 )
 def test_a_camera_that_cannot_work_is_refused(change: dict[str, Any], complaint: str) -> None:
@@ -199,6 +204,11 @@ def test_a_camera_that_cannot_work_is_refused(change: dict[str, Any], complaint:
         ({"actions": ("w", "q")}, "unknown key 'q'"),
         ({"poses": torch.eye(4)}, "the poses of the controls has shape"),
         ({"actions": (), "history": "forget"}, "choose keep or recompute"),
+        ({"actions": (), "prompt": "  "}, "the new prompt is empty"),
+        ({"actions": (), "prompt": 7}, "the new prompt is 7: give a string"),
+        ({"actions": ("w",), "pose_keys": ("w",)}, "keys of 1 poses, of which 0 are there"),
+        ({"poses": torch.eye(4)[None], "pose_keys": ("w", "w")}, "keys of 2 poses, of which 1"),
+        ({"poses": torch.eye(4)[None], "pose_keys": ("x",)}, "unknown key 'x'"),
     ],
 )
 def test_controls_that_say_nothing_clear_are_refused(given: dict[str, Any], complaint: str) -> None:

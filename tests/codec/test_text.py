@@ -60,7 +60,8 @@ def test_prompts_differ_and_an_empty_one_has_an_encoding(byte_encoder):
 def test_a_prompt_that_is_too_long_is_cut_and_the_log_says_so(byte_encoder, caplog):
     with caplog.at_level(logging.WARNING):
         assert byte_encoder(["x" * 100]).shape == (1, 24, 16)
-    assert "cut to 23 bytes" in caplog.text
+    assert "prompt of 100 bytes cut to 23 bytes" in caplog.text
+    assert "text.text_len=24" in caplog.text
 
 
 def test_the_byte_encoder_learns_through_every_parameter(byte_encoder):
@@ -84,6 +85,17 @@ def test_the_byte_encoder_refuses_sizes_that_cannot_work(bad):
     ((name, value),) = bad.items()
     with pytest.raises(ValueError, match=f"text.{name}={value}"):
         ByteTextEncoder(**bad)
+
+
+def test_umt5_says_which_prompt_is_cut_and_how_far(umt5_folder, caplog):
+    encoder = UMT5TextEncoder(umt5_folder, text_len=4, dtype="float32")
+    with caplog.at_level(logging.WARNING):
+        encoder(["noon grass warm"])
+        assert not caplog.messages  # three words and the end: just fits
+        assert encoder(["noon grass warm sparse", "noon"]).shape == (2, 4, 16)
+    (message,) = [record for record in caplog.messages if "cut to" in record]
+    assert "prompt of 5 tokens cut to 4 tokens" in message
+    assert "noon grass warm sparse" in message
 
 
 def test_umt5_encodes_from_a_local_folder_and_zeroes_the_padding(umt5_folder):

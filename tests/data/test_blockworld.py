@@ -22,7 +22,7 @@ from lingbot.data.blockworld import (
 from lingbot.data.blockworld_clips import draw_drive
 from lingbot.data.blockworld_rays import BOX, PILLAR, PLACE, ROWS, SPHERE, Solids, enter, local
 from lingbot.data.blockworld_shading import pulses, random_cells, square_wave
-from lingbot.data.blockworld_words import GROUNDS, TIMES
+from lingbot.data.blockworld_words import GROUNDS, TIMES, log_unheard
 
 START = torch.eye(4)[None]
 
@@ -75,6 +75,16 @@ def test_words_choose_the_scene_and_leave_the_rest_to_the_seed() -> None:
     assert torch.equal(noon.solids.rows, night.solids.rows)
     assert render(noon, START).float().mean() > 1.5 * render(night, START).float().mean()
     assert make_scene(3, str(noon.prompt)).prompt == noon.prompt
+
+
+def test_words_that_choose_nothing_are_told_once_with_those_that_would(caplog) -> None:
+    log_unheard("dusk, sand, vivid, dense")
+    log_unheard("")
+    assert not caplog.messages
+    log_unheard("A castle at Dusk, or dusk by night; a castle")
+    (message,) = caplog.messages
+    assert "makes nothing of 'a', 'castle', 'at', 'or', 'by', 'night' in the prompt" in message
+    assert "time of day: dawn, noon, dusk, night, overcast; ground: grass" in message
 
 
 def test_random_prompts_are_whole_and_drawn_from_the_generator() -> None:

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -78,6 +79,29 @@ def test_prompt_events_arrive_at_their_step() -> None:
 @pytest.mark.parametrize("events", [{3: "night"}, {-1: "night"}, {"2": "night"}])
 def test_a_prompt_event_outside_the_drive_is_refused(events: dict[int, str]) -> None:
     with pytest.raises(ValueError, match=r"lies outside the drive: its steps are 0 \.\. 2"):
+        ControlStream.from_actions("w-32", 3, prompt_events=events)
+
+
+def test_a_prompt_event_may_come_at_a_step_of_numpy() -> None:
+    stream = ControlStream.from_actions("w-32", 3, prompt_events={np.int64(1): " night\n"})
+    assert [controls.prompt for controls in stream] == [None, "night", None]
+
+
+@pytest.mark.parametrize(
+    ("events", "complaint"),
+    [
+        ({1: ""}, "prompt event at step 1 is empty"),
+        ({1: "  "}, "prompt event at step 1 is empty"),
+        ({1: None}, "prompt event at step 1 is None: give a string"),
+        ({1: "caf\udce9"}, "prompt event at step 1 holds bytes that are not UTF-8"),
+        ("night", "prompt_events='night': give prompts by step"),
+        (["night"], "give prompts by step"),
+        ({1.0: "night"}, "at step 1.0 lies outside"),
+        ({True: "night"}, "at step True lies outside"),
+    ],
+)
+def test_a_prompt_event_without_words_is_refused(events: Any, complaint: str) -> None:
+    with pytest.raises(ValueError, match=complaint):
         ControlStream.from_actions("w-32", 3, prompt_events=events)
 
 
@@ -171,7 +195,7 @@ EYES = np.tile(np.eye(4), (21, 1, 1))
         (rewrite("intrinsics.npy", -np.ones((1, 4))), r"intrinsics\.npy: intrinsics \[-1\.0"),
         (
             lambda folder: (folder / "image.jpg").write_text("not a picture"),
-            r"image\.jpg cannot be decoded as an image",
+            r"image\.jpg is not an image that can be read",
         ),
         (
             lambda folder: (folder / "image.jpg").write_bytes(
@@ -180,7 +204,10 @@ EYES = np.tile(np.eye(4), (21, 1, 1))
             r"image\.jpg cannot be decoded as an image",
         ),
         (lambda folder: (folder / "prompt.txt").write_text(" \n"), r"prompt\.txt is empty"),
-        (lambda folder: (folder / "prompt.txt").write_bytes(b"\xff\xfe"), r"is not UTF-8"),
+        (
+            lambda folder: (folder / "prompt.txt").write_bytes(b"caf\xe9"),
+            r"prompt\.txt is not UTF-8",
+        ),
     ],
 )
 def test_a_malformed_file_is_named_with_what_is_needed(

@@ -1,7 +1,9 @@
 import time
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from lingbot.camera.controls import Controls
 from lingbot.codec.video import frames_to_uint8
@@ -306,6 +308,27 @@ def test_controls_that_do_not_fill_the_chunk_are_refused_and_the_session_goes_on
     with pytest.raises(ValueError, match="8"):
         session.step(Controls(actions=("w",) * 12))
     assert torch.equal(session.step(DRIVE[0]), drive(make_session())[0])
+
+
+def test_a_prompt_that_is_refused_leaves_the_session_as_it_was():
+    session = make_session()
+    frames = [*drive(session, DRIVE[:2])]
+    with pytest.raises(ValueError, match="the prompt is empty"):
+        session.change_prompt(" ")
+    with pytest.raises(ValueError, match="seed=-1"):
+        session.reset(seed=-1)
+    frames.append(session.step(DRIVE[2]))
+    assert all(map(torch.equal, frames, drive(make_session(), DRIVE[:3])))
+
+
+def test_a_session_starts_from_an_image_or_array_of_any_size():
+    red = np.full((50, 90, 3), (200, 10, 30), np.uint8)
+    expected = make_session()
+    expected.reset(torch.tensor([200, 10, 30], dtype=torch.uint8).expand(HEIGHT, WIDTH, 3), "dusk")
+    for image in (red, Image.fromarray(red)):
+        session = make_session()
+        session.reset(image, "dusk", np.int64(0))
+        assert torch.equal(session._first_condition, expected._first_condition)
 
 
 @pytest.mark.parametrize("image", [IMAGE[:8], IMAGE.float(), IMAGE[..., :2]])
