@@ -27,6 +27,7 @@ class Model:
     freq_dim: int = 256
     in_channels: int = 36
     out_channels: int = 16
+    patch_size: list[int] = field(default_factory=lambda: [1, 2, 2])
     control: str = "cam"  # or act: directions and keys
     eps: float = 1e-6
 

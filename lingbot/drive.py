@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence, Sized
-from pathlib import Path
 
 import lightning as L
 import torch
@@ -16,14 +15,18 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from lingbot.camera.controls import VIDEO_FRAMES
+from lingbot.checkpoints.world_folder import check_files
 from lingbot.data.blockworld import make_scene, render
 from lingbot.data.control_stream import ControlStream
 from lingbot.data.first_frame import read_image
 from lingbot.launch import build_all, check_seed
-from lingbot.model.checkpoint import transformer_files
 from lingbot.module import LingBotModule
 from lingbot.parallel.sequence_parallel import SequenceParallelMixin
 from lingbot.parallel.strategy import SequenceParallelStrategy
+
+__all__ = [
+    "build_drive", "build_trainer", "check_files", "check_history", "first_frame", "video_frames",
+]  # fmt: skip
 
 log = logging.getLogger(__name__)
 
@@ -65,16 +68,6 @@ def first_frame(cfg: DictConfig, drive: ControlStream) -> tuple[Tensor, str]:
     scene = make_scene(check_seed(cfg.scene_seed), prompt or "")
     frame = render(scene, torch.eye(4)[None], height=height, width=width)[0]
     return frame, prompt or str(scene.prompt)
-
-
-def check_files(cfg: DictConfig) -> None:
-    """Raises FileNotFoundError where weights, codec or text encoder are not there to be loaded."""
-    if cfg.weights is not None:
-        transformer_files(Path(cfg.weights))
-    for group in ("codec", "text"):
-        folder = cfg[group].get("folder")
-        if folder is not None and not Path(folder).is_dir():
-            raise FileNotFoundError(f"{group}.folder={folder!r}: there is no such folder")
 
 
 def check_history(module: LingBotModule, drive: Sized) -> None:

@@ -19,7 +19,7 @@ from rich.progress import track
 
 from lingbot.data.blockworld_clips import BlockWorldClips
 from lingbot.device import choose_device, device_name
-from lingbot.drive import check_history
+from lingbot.drive import check_files, check_history
 from lingbot.launch import check_seed, refusing, run_command, run_folder
 from lingbot.module import LingBotModule
 from lingbot.score_report import (
@@ -71,6 +71,7 @@ def evaluate(cfg: DictConfig) -> list[Summary]:
         length = video_length(cfg.num_chunks, cfg.frames_per_chunk)
         size = (cfg.camera.height, cfg.camera.width)
         clips = BlockWorldClips(cfg.split, cfg.num_scenes, length, *size, device=str(device))
+        check_files(cfg)
         module: LingBotModule = instantiate(cfg.module, _convert_="all")
         check_history(module, range(cfg.num_chunks))
         folder = run_folder(cfg)

@@ -31,6 +31,8 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from lingbot.checkpoints.atomic import atomic_file
+from lingbot.checkpoints.world_options import apply_world
 from lingbot.errors import UserError
 from lingbot.termination import end_with_parent
 
@@ -79,6 +81,9 @@ def run_command(task: Callable[[DictConfig], Any], name: str) -> None:
             logging.getLogger("lingbot").setLevel(logging.WARNING)
             follow_first_rank()
         try:
+            with refusing():
+                apply_world(cfg, HydraConfig.get().overrides.task)
+            keep_configuration(cfg)
             return task(cfg)
         except UserError as refusal:
             log.debug("refused", exc_info=True)
@@ -109,15 +114,31 @@ def _exit_code(end: SystemExit, began: bool) -> Any:
 
 
 def compose_command(name: str, overrides: Sequence[str] = ()) -> DictConfig:
-    """The configuration of `lingbot-NAME`; a Hydra that is at work already goes on after."""
+    """The configuration of `lingbot-NAME`, with the options of the world that it names.
+
+    A Hydra that is at work already goes on after.
+
+    Raises:
+        FileNotFoundError, ValueError: see `apply_world`.
+    """
     outer = GlobalHydra.instance().hydra
     GlobalHydra.instance().clear()
     try:
         with initialize_config_module("lingbot.conf", version_base="1.3"):
-            return compose(name, list(overrides))
+            return apply_world(compose(name, list(overrides)), overrides)
     finally:
         if outer is not None:
             GlobalHydra.instance().initialize(outer)
+
+
+def keep_configuration(cfg: DictConfig) -> None:
+    """Write the run's configuration again, with what the world that it names has changed."""
+    hydra = HydraConfig.get()
+    if rank() == 0 and hydra.output_subdir is not None and cfg.weights is not None:
+        with atomic_file(
+            Path(hydra.runtime.output_dir, hydra.output_subdir, "config.yaml")
+        ) as file:
+            OmegaConf.save(cfg, file)
 
 
 def run_folder(cfg: DictConfig) -> Path:
