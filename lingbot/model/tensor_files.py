@@ -110,7 +110,8 @@ def read_index(index: Path) -> dict[str, str]:
     if not isinstance(weight_map, dict) or not weight_map:
         raise ValueError(f"{index} has no weight_map, which says which file holds which tensor")
     for shard in weight_map.values():
-        if not isinstance(shard, str) or Path(shard).name != shard or shard in (".", ".."):
+        inside = isinstance(shard, str) and shard not in ("", ".", "..")
+        if not inside or Path(shard).name != shard:
             raise ValueError(
                 f"{index} names {shard!r}: shards lie beside their index, nothing else is read"
             )
