@@ -19,9 +19,9 @@ from omegaconf import DictConfig, OmegaConf
 from lingbot.checkpoints.atomic import atomic_folder
 from lingbot.checkpoints.run_checkpoint import (
     RUN_CONFIG,
-    RUN_OVERRIDES,
     check_checkpoint,
     check_state,
+    read_overrides,
     read_run_config,
     read_state,
     read_step,
@@ -87,9 +87,8 @@ def load_checkpoint(checkpoint: str | Path, trusted: bool = False) -> LingBotMod
 
 def record_of(checkpoint: Path, cfg: DictConfig) -> dict[str, Any]:
     """What the world in a checkpoint was trained from, see `training_record`."""
-    overrides = run_of(checkpoint) / RUN_OVERRIDES
-    typed = OmegaConf.load(overrides) if overrides.is_file() else None
-    command = None if typed is None else " ".join(["lingbot-train", *map(str, typed)])
+    typed = read_overrides(run_of(checkpoint))
+    command = None if typed is None else " ".join(["lingbot-train", *typed])
     return training_record(command, read_step(checkpoint), world_before(cfg))
 
 

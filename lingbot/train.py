@@ -17,7 +17,7 @@ from torch import Tensor
 
 from lingbot.callbacks import TrainingSpeed
 from lingbot.checkpoints.merging import check_exportable
-from lingbot.checkpoints.run_checkpoint import check_state, read_state
+from lingbot.checkpoints.run_checkpoint import check_state, read_shapes
 from lingbot.checkpoints.world_file import training_record
 from lingbot.codec.training import CodecModule
 from lingbot.drive import check_files
@@ -119,10 +119,11 @@ def check_resumed(
         return
     sharded = isinstance(trainer.strategy, ShardedSequenceParallelStrategy)
     check_checkpoint(checkpoint, folders=sharded, trusted=trusted)
-    if Path(checkpoint).is_file():
-        own, part = expected_state(module)
-        state = {k: v for k, v in read_state(Path(checkpoint)).items() if k.startswith(part)}
-        check_state(Path(checkpoint), own, state if own else {}, "this command's configuration")
+    own, part = expected_state(module)
+    if own:
+        held = read_shapes(Path(checkpoint), trusted)
+        held = {name: tensor for name, tensor in held.items() if name.startswith(part)}
+        check_state(Path(checkpoint), own, held, "this command's configuration")
 
 
 def expected_state(module: L.LightningModule) -> tuple[dict[str, Tensor], str]:

@@ -35,6 +35,7 @@ from lingbot.checkpoints.world_file import (
     write_world_file,
 )
 from lingbot.checkpoints.world_folder import CODEC, check_files, find_world
+from lingbot.codec.folder import CONFIG
 from lingbot.codec.text import ByteTextEncoder, UMT5TextEncoder
 from lingbot.codec.video import VideoCodec, load_codec
 from lingbot.launch import UserError, compose_command, for_hydra, refusing
@@ -197,6 +198,8 @@ def export(checkpoint: Path, folder: Path, trusted: bool = False) -> None:
         FileNotFoundError, ValueError: as `load_run`.
         FileExistsError: the folder holds something else.
     """
+    if not (folder / CONFIG).is_file():  # a codec, perhaps to be replaced by another
+        check_export(folder)
     module, cfg = load_run(checkpoint, trusted)
     if isinstance(module, LingBotModule):
         check_export(folder)

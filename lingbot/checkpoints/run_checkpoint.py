@@ -55,16 +55,29 @@ def read_run_config(run: Path) -> DictConfig:
     Raises:
         ValueError: it cannot be read.
     """
-    file = run / RUN_CONFIG
+    cfg = _read_yaml(run / RUN_CONFIG)
+    if not isinstance(cfg, DictConfig) or "module" not in cfg:
+        raise ValueError(f"{run / RUN_CONFIG} is no configuration of a run: it has no module")
+    return cfg
+
+
+def read_overrides(run: Path) -> list[str] | None:
+    """What was typed to begin a run, or None where that was not kept.
+
+    Raises:
+        ValueError: it cannot be read.
+    """
+    file = run / RUN_OVERRIDES
+    return [str(option) for option in _read_yaml(file)] if file.exists() else None
+
+
+def _read_yaml(file: Path) -> Any:
     check_file(file)
     try:
-        cfg = OmegaConf.load(file)
+        return OmegaConf.load(file)
     except Exception as error:  # of yaml, of omegaconf, of decoding
         said = " ".join(str(error).split())
-        raise ValueError(f"{file} is no configuration of a run: {said}") from error
-    if not isinstance(cfg, DictConfig) or "module" not in cfg:
-        raise ValueError(f"{file} is no configuration of a run: it has no module")
-    return cfg
+        raise ValueError(f"{file} cannot be read: {said}") from error
 
 
 def check_checkpoint(checkpoint: str | Path, folders: bool = True, trusted: bool = False) -> None:
@@ -96,15 +109,15 @@ def check_checkpoint(checkpoint: str | Path, folders: bool = True, trusted: bool
         check_file(checkpoint)
 
 
-def read_file(file: Path) -> dict[str, Any]:
-    """A checkpoint file, tensors mapped rather than read; nothing in it is run.
+def read_file(file: Path, trusted: bool = False) -> dict[str, Any]:
+    """A checkpoint file, tensors mapped rather than read; nothing in it is run unless trusted.
 
     Raises:
         ValueError: it cannot be read, or is no checkpoint.
     """
     check_file(file)
     try:
-        found = torch.load(file, "cpu", weights_only=True, mmap=True)
+        found = torch.load(file, "cpu", weights_only=not trusted, mmap=True)
     except Exception as error:  # zip, pickle and torch have one each
         said = str(error).partition("\n")[0]
         raise ValueError(
@@ -144,7 +157,7 @@ def read_state(checkpoint: Path, leave_out: str = "", trusted: bool = False) -> 
         trusted: whether the user vouches for whoever made it.
     """
     if checkpoint.is_file():
-        return dict(read_file(checkpoint)[STATE])
+        return dict(read_file(checkpoint, trusted)[STATE])
     index = FileSystemReader(checkpoint).read_metadata() if trusted else read_shards(checkpoint)
     entries = index.state_dict_metadata
     state = {
@@ -157,6 +170,18 @@ def read_state(checkpoint: Path, leave_out: str = "", trusted: bool = False) -> 
     with warnings.catch_warnings(action="ignore"):  # that there is one process, as is meant
         distributed_checkpoint.load({STATE: state}, checkpoint_id=checkpoint, no_dist=True)
     return state
+
+
+def read_shapes(checkpoint: Path, trusted: bool = False) -> dict[str, Tensor]:
+    """The names and shapes of the weights in a checkpoint; of shards nothing else is read."""
+    if checkpoint.is_file():
+        return read_state(checkpoint, trusted=trusted)
+    index = FileSystemReader(checkpoint).read_metadata() if trusted else read_shards(checkpoint)
+    return {
+        name.removeprefix(f"{STATE}."): torch.empty(entry.size, device="meta")
+        for name, entry in index.state_dict_metadata.items()
+        if name.startswith(f"{STATE}.") and isinstance(entry, TensorStorageMetadata)
+    }
 
 
 def check_state(

@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 
 from lingbot import train as training
 from lingbot import world as worlds
-from lingbot.checkpoints.run_checkpoint import check_checkpoint, read_file, read_state
+from lingbot.checkpoints.run_checkpoint import check_checkpoint, read_file, read_shapes, read_state
 from lingbot.codec.video import load_codec
 from lingbot.errors import UserError
 from lingbot.train import train
@@ -205,6 +205,12 @@ def test_shards_that_would_run_code_are_refused_unless_vouched_for(place, shards
         check_checkpoint(shards)
     assert not RAN
     check_checkpoint(shards, trusted=True)
+
+
+def test_shapes_of_shards_come_from_their_index(shards):
+    assert {name: tuple(t.shape) for name, t in read_shapes(shards).items()} == {
+        "transformer.a": (4,)
+    }
 
 
 def test_a_checkpoint_file_is_mapped_not_copied(tmp_path):

@@ -131,6 +131,45 @@ def test_a_training_that_starts_from_a_world_may_teach_it_another_chunk(folder, 
         compose_command("train", [f"weights={folder}", "model.dim=96"])
 
 
+def rewritten(folder, **changes):
+    """A world that says something else of itself."""
+    file = folder / "world.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+    return folder
+
+
+def test_a_world_with_umt5_takes_it_from_where_training_did_or_asks_for_it(copied, tmp_path):
+    place = tmp_path / "umt5"
+    place.mkdir()
+    text = {"encoder": "umt5", "text_len": 64, "folder": str(place)}
+    rewritten(copied, text=text)
+    for command in ("generate", "bench"):
+        cfg = compose_command(command, [f"weights={copied}"])
+        assert cfg.text._target_ == "lingbot.codec.text.UMT5TextEncoder"
+        assert (cfg.text.folder, cfg.text.text_len) == (str(place), 64)
+    rewritten(copied, text=text | {"folder": "/gone"})
+    with pytest.raises(ValueError, match=r"UMT5, which was in '/gone': give text\.folder=FOLDER"):
+        compose_command("generate", [f"weights={copied}"])
+    cfg = compose_command("generate", [f"weights={copied}", "text=umt5", f"text.folder={place}"])
+    assert cfg.text.folder == str(place)
+
+
+def test_an_experiment_of_its_size_drives_a_published_world_that_was_trained_on(copied, tmp_path):
+    cfg = composed("generate", ["experiment=world_v2_14b", f"weights={copied}"])
+    model = json.loads((copied / "world.json").read_text())["model"]
+    sizes = {name: cfg.model[name] for name in model if name in cfg.model}
+    camera = {name: cfg.camera[name] for name in ("height", "width", "translation_scale")}
+    rewritten(
+        copied, model=model | OmegaConf.to_container(OmegaConf.create(sizes)),
+        camera=camera | {"intrinsics": list(cfg.camera.intrinsics)},
+        text={"encoder": "umt5", "text_len": 512, "folder": str(tmp_path)},
+    )  # fmt: skip
+    fitted = compose_command("generate", [f"weights={copied}", "experiment=world_v2_14b"])
+    assert fitted.codec.folder == f"{copied}/codec"  # an export has it there, not in vae/
+    assert fitted.codec.dtype == "bfloat16"
+    assert fitted.text.folder == str(tmp_path)
+
+
 def test_what_an_experiment_chooses_counts_as_chosen(folder):
     with pytest.raises(ValueError, match=r"experiment=world_fast_14b: .*model\.dim=48.*text=bytes"):
         compose_command("generate", [f"weights={folder}", "experiment=world_fast_14b"])
