@@ -15,11 +15,16 @@ def shipped_world(name: str) -> str:
     Raises:
         ValueError: when no such world is shipped, naming those that are.
     """
-    worlds = files("lingbot") / "worlds"
-    if not (worlds / name).is_dir():
-        shipped = sorted(w.name for w in worlds.iterdir() if w.is_dir()) if worlds.is_dir() else []
+    shipped = shipped_worlds()
+    if name not in shipped:
         raise ValueError(f"no world {name!r} is shipped; there are: {', '.join(shipped) or 'none'}")
-    return str(worlds / name)
+    return str(files("lingbot") / "worlds" / name)
+
+
+def shipped_worlds() -> list[str]:
+    """Names of the worlds that come with the package."""
+    worlds = files("lingbot") / "worlds"
+    return sorted(w.name for w in worlds.iterdir() if w.is_dir()) if worlds.is_dir() else []
 
 
 def instance_of(group: str, *, _root_: DictConfig) -> DictConfig:

@@ -297,6 +297,7 @@ class Train(Run):
     optimizer: Any = MISSING
     scheduler: Any = MISSING
     ckpt_path: str | None = None
+    trust_run_code: bool = False
     export_dir: str | None = None
     optimized_metric: str = MISSING
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence, Sized
-from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -18,17 +17,21 @@ from torch import Tensor
 from lingbot.building import build
 from lingbot.camera.controls import VIDEO_FRAMES
 from lingbot.camera.translation import TranslationScale
+from lingbot.checkpoints.world_folder import check_files
 from lingbot.data.blockworld import make_scene, render
 from lingbot.data.blockworld_words import log_unheard
 from lingbot.data.control_stream import ControlStream
 from lingbot.data.first_frame import read_image
 from lingbot.launch import build_all, check_seed, rank
-from lingbot.model.checkpoint import transformer_files
 from lingbot.model.checks import check_prompt
 from lingbot.module import LingBotModule
 from lingbot.parallel.sequence_parallel import SequenceParallelMixin
 from lingbot.parallel.strategy import SequenceParallelStrategy
 from lingbot.parts import check_parts
+
+__all__ = [
+    "build_drive", "build_trainer", "check_files", "check_history", "first_frame", "video_frames",
+]  # fmt: skip
 
 log = logging.getLogger(__name__)
 
@@ -105,16 +108,6 @@ def first_frame(cfg: DictConfig, drive: ControlStream) -> tuple[Tensor, str]:
         prompt = str(scene.prompt)
         log.info("No prompt was given: the scene chose %r.", prompt)
     return frame, prompt
-
-
-def check_files(cfg: DictConfig) -> None:
-    """Raises FileNotFoundError where weights, codec or text encoder are not there to be loaded."""
-    if cfg.weights is not None:
-        transformer_files(Path(cfg.weights))
-    for group in ("codec", "text"):
-        folder = cfg[group].get("folder")
-        if folder is not None and not Path(folder).is_dir():
-            raise FileNotFoundError(f"{group}.folder={folder!r}: there is no such folder")
 
 
 def check_history(module: LingBotModule, drive: Sized) -> None:

@@ -32,6 +32,8 @@ from safetensors import SafetensorError
 
 from lingbot.building import build
 from lingbot.camera.controls import LONGEST_CHUNK
+from lingbot.checkpoints.atomic import atomic_file
+from lingbot.checkpoints.world_options import apply_world
 from lingbot.cli.arguments import for_hydra
 from lingbot.cli.folders import srun_task
 from lingbot.cli.noise import silence
@@ -131,6 +133,9 @@ def run_command(task: Callable[[DictConfig], Any], name: str) -> None:
         else:
             logging.getLogger("lingbot").setLevel(logging.WARNING)
             follow_first_rank()
+        with refusing():
+            apply_world(cfg, HydraConfig.get().overrides.task)
+        keep_configuration(cfg)
         return task(cfg)
 
     make_tolerant()
@@ -195,15 +200,31 @@ def check_options(cfg: DictConfig) -> None:
 
 
 def compose_command(name: str, overrides: Sequence[str] = ()) -> DictConfig:
-    """The configuration of `lingbot-NAME`; a Hydra that is at work already goes on after."""
+    """The configuration of `lingbot-NAME`, with the options of the world that it names.
+
+    A Hydra that is at work already goes on after.
+
+    Raises:
+        FileNotFoundError, ValueError: see `apply_world`.
+    """
     outer = GlobalHydra.instance().hydra
     GlobalHydra.instance().clear()
     try:
         with initialize_config_module("lingbot.conf", version_base="1.3"):
-            return compose(name, list(overrides))
+            return apply_world(compose(name, list(overrides)), overrides)
     finally:
         if outer is not None:
             GlobalHydra.instance().initialize(outer)
+
+
+def keep_configuration(cfg: DictConfig) -> None:
+    """Write the run's configuration again, with what the world that it names has changed."""
+    hydra = HydraConfig.get()
+    if rank() == 0 and hydra.output_subdir is not None and cfg.weights is not None:
+        with atomic_file(
+            Path(hydra.runtime.output_dir, hydra.output_subdir, "config.yaml")
+        ) as file:
+            OmegaConf.save(cfg, file)
 
 
 def run_folder(cfg: DictConfig) -> Path:

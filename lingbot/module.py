@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,14 @@ from torch.optim import Optimizer
 
 from lingbot.benchmark.flops import ClipFlops
 from lingbot.camera.controls import CameraControl, Controls
+from lingbot.checkpoints.world_file import check_described
 from lingbot.codec.fused import fuse_decoder
 from lingbot.codec.split import check_decode, make_decoder
 from lingbot.codec.video import VideoCodec, frames_to_uint8
 from lingbot.data.clip_batch import clip_rays, first_drive
 from lingbot.data.first_frame import FrameSource
 from lingbot.diffusion import FewStepSampler, FlowMatching
+from lingbot.errors import loading
 from lingbot.model import (
     CachedTransformer,
     CausalLingBotTransformer,
@@ -88,7 +91,8 @@ class LingBotModule(L.LightningModule):
             `lingbot.codec.split.make_decoder`.
 
     Raises:
-        ValueError: when a part is missing, or camera, model and cache do not fit each other.
+        ValueError: when a part is missing, camera, model and cache do not fit each other, or the
+            world that `weights` names was trained with others.
     """
 
     def __init__(
@@ -134,6 +138,9 @@ class LingBotModule(L.LightningModule):
                 f"camera.kind={self.camera.kind!r} gives {self.camera.channels} control channels, "
                 f"model.control={model.control!r} takes {model.control_channels}: make them alike"
             )
+        if weights is not None and optimizer is None:
+            size = self.camera.height, self.camera.width
+            check_described(weights, asdict(model), self.camera.frames_per_chunk, *size)
         self.config, self.sampler, self.objective = model, sampler, objective
         self.kv_cache, self.conditioner_cache = kv_cache, conditioner_cache
         self.kernels, self.recompute = kernels, check_recompute(recompute)
@@ -152,8 +159,13 @@ class LingBotModule(L.LightningModule):
 
     # ---- building -----------------------------------------------------------------------------
 
+    @loading()
     def configure_model(self) -> None:
-        """Builds transformer, text encoder and codec, once; loads `weights` where given."""
+        """Builds transformer, text encoder and codec, once; loads `weights` where given.
+
+        Raises:
+            UserError: for files of weights that cannot be used.
+        """
         if self.transformer is not None:
             return
         self.transformer = CausalLingBotTransformer(self.config)

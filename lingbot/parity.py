@@ -2,7 +2,8 @@
 
 A causal file brings its own weights, inputs and expected flows, clean chunks and cache rows; its
 metadata decides sizes, control type, chunk, window, sink and shift. A camera file brings poses,
-rays and schedules. Exit code 1 beyond tolerance, 2 for a file that cannot be used.
+rays and schedules. The published code makes such files, see `lingbot.golden`; they do not come with
+the package. Exit code 1 beyond tolerance, 2 for a file that cannot be used.
 """
 
 from __future__ import annotations
@@ -39,11 +40,13 @@ def compare_file(path: Path, ranks: int = 1, uniform: bool | None = None) -> lis
         UnusableFile: when the file is not golden, or not for that many ranks.
     """
     golden = GoldenFile(path)
-    if golden.is_causal:
-        if ranks == 1:
-            return compare_causal(golden)
-        return on_ranks(path, ranks, uniform)
-    return compare_camera(golden)
+    try:
+        if not golden.is_causal:
+            return compare_camera(golden)
+        return compare_causal(golden) if ranks == 1 else on_ranks(path, ranks, uniform)
+    except (ValueError, TypeError, RuntimeError, LookupError, ArithmeticError) as error:
+        said = str(error).partition("\n")[0]
+        raise UnusableFile(f"its tensors and metadata do not belong together: {said}") from error
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -6,15 +6,24 @@ Trains a world by flow matching, or with experiment=blockworld_codec the codec i
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import lightning as L
+import torch
+from hydra.core.hydra_config import HydraConfig
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig
+from torch import Tensor
 
 from lingbot.building import build
 from lingbot.callbacks import TrainingSpeed
+from lingbot.checkpoints.merging import check_exportable
+from lingbot.checkpoints.run_checkpoint import check_state, read_shapes
+from lingbot.checkpoints.world_file import training_record
 from lingbot.codec.training import CodecModule
 from lingbot.data.blockworld_module import BlockWorldDataModule
-from lingbot.drive import build_module
+from lingbot.drive import build_module, check_files
+from lingbot.errors import loading
 from lingbot.launch import (
     FirstStep,
     build_all,
@@ -30,10 +39,12 @@ from lingbot.launch import (
     run_folder,
 )
 from lingbot.memory import check_fits, training_need
+from lingbot.model import CausalLingBotTransformer
 from lingbot.module import LingBotModule
 from lingbot.parallel.sequence_parallel import SequenceParallelMixin
 from lingbot.parallel.strategy import ShardedSequenceParallelStrategy
 from lingbot.parts import check_codec, weigh_codec
+from lingbot.run_export import world_before
 from lingbot.world import check_checkpoint, check_export, save_world
 
 
@@ -61,6 +72,7 @@ def train(cfg: DictConfig) -> dict[str, float]:
         check_options(cfg)
         check_loggers(cfg)
         L.seed_everything(check_seed(cfg.seed), workers=True, verbose=False)
+        check_files(cfg)
         check_encoder(cfg)
         run_folder(cfg)
         data: L.LightningDataModule = build(cfg.data, "data", L.LightningDataModule)
@@ -75,9 +87,10 @@ def train(cfg: DictConfig) -> dict[str, float]:
         check_memory(trainer, module, data)
         check_callbacks(trainer, module)
         check_precision(trainer, module)
-        check_resumed(trainer, cfg.ckpt_path)
+        check_resumed(trainer, module, cfg.ckpt_path, cfg.trust_run_code)
         if cfg.export_dir is not None and isinstance(module, LingBotModule):
             check_export(cfg.export_dir)
+            trainer.callbacks.append(ExportCheck())  # type: ignore[attr-defined]
         trainer.callbacks.append(FirstStep(preparation))  # type: ignore[attr-defined]
         loggers: list[Logger] = []
         try:
@@ -89,7 +102,8 @@ def train(cfg: DictConfig) -> dict[str, float]:
     wanted = cfg.export_dir is not None and not cfg.trainer.get("fast_dev_run")
     sharded = isinstance(trainer.strategy, ShardedSequenceParallelStrategy)
     if wanted and isinstance(module, LingBotModule) and (trainer.is_global_zero or sharded):
-        save_world(module, cfg.export_dir)
+        trained = training_record(command(), trainer.global_step, world_before(cfg))
+        save_world(module, cfg.export_dir, trained, cfg.fps)
     return {name: float(value) for name, value in trainer.callback_metrics.items()}
 
 
@@ -163,11 +177,48 @@ def check_callbacks(trainer: L.Trainer, module: L.LightningModule) -> None:
             callback.check(trainer, module)
 
 
-def check_resumed(trainer: L.Trainer, checkpoint: str | None) -> None:
-    """Raises ValueError or FileNotFoundError for what the strategy cannot go on from."""
-    if checkpoint is not None:
-        sharded = isinstance(trainer.strategy, ShardedSequenceParallelStrategy)
-        check_checkpoint(checkpoint, folders=sharded)
+def check_resumed(
+    trainer: L.Trainer, module: L.LightningModule, checkpoint: str | None, trusted: bool = False
+) -> None:
+    """Raises ValueError or FileNotFoundError for what strategy and module cannot go on from."""
+    if checkpoint is None:
+        return
+    sharded = isinstance(trainer.strategy, ShardedSequenceParallelStrategy)
+    check_checkpoint(checkpoint, folders=sharded, trusted=trusted)
+    own, part = expected_state(module)
+    if own:
+        held = read_shapes(Path(checkpoint), trusted)
+        held = {name: tensor for name, tensor in held.items() if name.startswith(part)}
+        check_state(Path(checkpoint), own, held, "this command's configuration")
+
+
+def expected_state(module: L.LightningModule) -> tuple[dict[str, Tensor], str]:
+    """Names and shapes of what a checkpoint must hold, and how those names begin.
+
+    Empty for a module of somebody else's, of which only Lightning can tell.
+    """
+    part = "transformer." if isinstance(module, LingBotModule) else "codec."
+    if type(module) is LingBotModule:
+        with torch.device("meta"):
+            built = CausalLingBotTransformer(module.config).state_dict()
+        return {part + name: tensor for name, tensor in built.items()}, part
+    return (module.state_dict() if type(module) is CodecModule else {}), part
+
+
+def command() -> str | None:
+    """The command line of this run, without what Hydra adds; None in a notebook."""
+    if not HydraConfig.initialized():
+        return None
+    return " ".join(["lingbot-train", *HydraConfig.get().overrides.task])
+
+
+class ExportCheck(L.Callback):
+    """Refuses a transformer that could not be exported before it is trained rather than after."""
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if isinstance(pl_module, LingBotModule) and pl_module.transformer is not None:
+            with loading():
+                check_exportable(pl_module.transformer, pl_module.config)
 
 
 def check_precision(trainer: L.Trainer, module: L.LightningModule) -> None:

@@ -18,7 +18,7 @@ from lingbot.world import load_checkpoint, load_world, save_world
 from tests.commands import TINY_DRIVE, TINY_TRAINING, composed
 
 TINY_WORLD = [o for o in TINY_DRIVE if not o.startswith(("weights", "codec"))]
-NAMES = {"transformer.safetensors", "text_encoder.safetensors", "codec"}
+NAMES = {"transformer.safetensors", "text_encoder.safetensors", "codec", "world.json"}
 
 
 @pytest.fixture(scope="module")
@@ -107,8 +107,12 @@ def test_worlds_that_are_not_there_are_refused_by_name(tmp_path):
         load_world(overrides=[*TINY_DRIVE, "modle=tiny"])
 
 
-def test_a_world_of_other_sizes_is_refused(world, tmp_path):
+def test_a_world_of_other_sizes_is_read_with_them(world, tmp_path):
     save_world(world, tmp_path / "world")
+    loaded = load_world(tmp_path / "world")
+    assert loaded.config == world.config
+    assert (loaded.camera.height, loaded.camera.width) == (32, 48)
+    (tmp_path / "world" / "world.json").unlink()
     with pytest.raises(UserError, match="is it another model= preset"):
         load_world(tmp_path / "world")
 

@@ -7,6 +7,7 @@ depend on what else is in the batch. UMT5: arXiv:2304.09151, as Wan uses it (arX
 
 import logging
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,12 +17,15 @@ from transformers import AutoTokenizer, UMT5EncoderModel
 
 from lingbot.codec.video import DTYPES, check_dtype
 from lingbot.model.checks import check_count
+from lingbot.model.tensor_files import check_finite, stored_tensors, tensor_files
 from lingbot.model.transformer import MOST
 
 log = logging.getLogger(__name__)
 
 PAD, BEGIN, FIRST_BYTE = 0, 1, 2
 VOCABULARY = FIRST_BYTE + 256
+ENCODER_FOLDER, TOKENIZER_FOLDER = "text_encoder", "tokenizer"
+TOKENIZER_FILES = ("tokenizer.json", "spiece.model")
 
 
 class ByteTextEncoder(nn.Module):
@@ -76,24 +80,17 @@ class UMT5TextEncoder(nn.Module):
         dtype: what the weights are held and computed in.
 
     Raises:
-        FileNotFoundError: a folder or config is missing. Raised before anything is loaded.
+        FileNotFoundError: a folder, config or file is missing. Raised before anything is loaded.
+        ValueError: weights or tokenizer cannot be used.
     """
 
     def __init__(self, folder: str | Path, text_len: int = 512, dtype: str = "bfloat16") -> None:
         super().__init__()
         check_dtype(dtype)
-        encoder_folder, tokenizer_folder = Path(folder) / "text_encoder", Path(folder) / "tokenizer"
-        for needed in (encoder_folder / "config.json", tokenizer_folder / "tokenizer_config.json"):
-            if not needed.is_file():
-                raise FileNotFoundError(
-                    f"UMT5TextEncoder needs {needed}; folder={str(folder)!r} must be a local "
-                    f"Diffusers-style checkpoint with text_encoder/ and tokenizer/ in it."
-                )
-        self.text_len = text_len
-        self.tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder, local_files_only=True)
-        encoder = UMT5EncoderModel.from_pretrained(
-            encoder_folder, dtype=DTYPES[dtype], local_files_only=True
-        )
+        check_umt5(folder)
+        self.text_len, self.folder = text_len, Path(folder).absolute()
+        self.tokenizer = _read_tokenizer(Path(folder) / TOKENIZER_FOLDER)
+        encoder = _read_encoder(Path(folder) / ENCODER_FOLDER, DTYPES[dtype])
         self.encoder = encoder.eval().requires_grad_(False)
 
     @property
@@ -128,6 +125,57 @@ class UMT5TextEncoder(nn.Module):
                     "(text.text_len): %r",
                     *(len(whole), length, prompt),
                 )
+
+
+def check_umt5(folder: str | Path) -> None:
+    """Refuses a folder without UMT5's tokenizer and whole files of weights; none are loaded.
+
+    Raises:
+        FileNotFoundError: naming what is missing.
+        ValueError: for weights that are no whole safetensors files.
+    """
+    encoder, tokenizer = Path(folder) / ENCODER_FOLDER, Path(folder) / TOKENIZER_FOLDER
+    words = [tokenizer / name for name in TOKENIZER_FILES]
+    for needed in ([encoder / "config.json"], [tokenizer / "tokenizer_config.json"], words):
+        if not any(file.is_file() for file in needed):
+            raise FileNotFoundError(
+                f"UMT5TextEncoder needs {' or '.join(map(str, needed))}; folder={str(folder)!r} "
+                f"must be a local Diffusers-style checkpoint with text_encoder/ and tokenizer/."
+            )
+    files = tensor_files(encoder)
+    if not files:
+        raise FileNotFoundError(f"UMT5TextEncoder needs weights in {encoder}: *.safetensors")
+    stored_tensors(files)
+
+
+def _read_tokenizer(folder: Path) -> Any:
+    try:
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # of tokenizers, which has one class for all
+        raise ValueError(f"{folder} holds no tokenizer that can be read: {error}") from error
+
+
+def _read_encoder(folder: Path, dtype: torch.dtype) -> UMT5EncoderModel:
+    """The encoder; transformers would make weights that are missing up at random."""
+    try:
+        encoder, found = UMT5EncoderModel.from_pretrained(
+            folder,
+            dtype=dtype,
+            local_files_only=True,
+            use_safetensors=True,
+            output_loading_info=True,
+        )
+    except Exception as error:  # whatever transformers makes of another model's folder
+        raise ValueError(f"{folder} holds no UMT5 encoder that can be read: {error}") from error
+    wrong = [*found["missing_keys"], *(key[0] for key in found["mismatched_keys"])]
+    if wrong:
+        raise ValueError(
+            f"{folder} does not hold UMT5's encoder: {len(wrong)} tensors missing or of another "
+            f"shape ({', '.join(sorted(map(str, wrong))[:3])})"
+        )
+    for name, parameter in encoder.named_parameters():
+        check_finite(parameter, f"{folder}: {name}")
+    return encoder
 
 
 def _along_tokens(convolution: nn.Conv1d, x: Tensor) -> Tensor:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from lingbot.checkpoints.atomic import atomic_folder
 from lingbot.codec.architecture import check_architecture
+from lingbot.codec.folder import WEIGHTS_FILE, load_vae
 from lingbot.codec.pictures import frames_to_uint8, uint8_to_frames
 from lingbot.codec.streaming import CausalState, StreamingDecoder, plain_head
 
@@ -36,7 +37,6 @@ __all__ = [
 log = logging.getLogger(__name__)
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
 
 MemoryFormat = Literal["channels_last_3d", "contiguous"]
 
@@ -67,6 +67,7 @@ class VideoCodec(nn.Module):
                 f"use 'channels_last_3d' or 'contiguous'."
             )
         self.vae = vae
+        self.folder: Path | None = None  # where its weights came from
         # see `lingbot.codec.fused`, which changes both
         self.head: Callable[[Tensor, CausalState], Tensor] = partial(plain_head, vae.decoder)
         self.frames_at_once = 1
@@ -222,21 +223,14 @@ def load_codec(
     """The codec of a local diffusers folder (config.json and safetensors), frozen and in eval mode.
 
     Raises:
-        FileNotFoundError: the folder or its config.json is missing; nothing has been loaded.
-        ValueError: an unknown dtype; nothing has been loaded.
+        FileNotFoundError: the folder, its config.json or its weights are missing.
+        ValueError: an unknown dtype, or files that are not such a codec, see `codec.folder`.
     """
     check_dtype(dtype)
-    folder = Path(folder)
-    if not (folder / "config.json").is_file():
-        raise FileNotFoundError(
-            f"no codec in {folder}: it needs config.json and {WEIGHTS_FILE}, "
-            f"as in the `vae` folder of a Diffusers-style checkpoint."
-        )
-    vae = AutoencoderKLWan.from_pretrained(
-        folder, torch_dtype=DTYPES[dtype], local_files_only=True, low_cpu_mem_usage=False
-    )
+    codec = VideoCodec(load_vae(folder, DTYPES[dtype]), dtype, memory_format)
+    codec.folder = Path(folder).absolute()
     log.info("codec of %s loaded, computing in %s", folder, dtype)
-    return VideoCodec(vae, dtype, memory_format).eval().requires_grad_(False)
+    return codec.eval().requires_grad_(False)
 
 
 def check_dtype(dtype: str) -> None:

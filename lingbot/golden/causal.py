@@ -11,6 +11,7 @@ from torch import Tensor
 from lingbot.diffusion.flow import FlowSchedule
 from lingbot.diffusion.sampler import FewStepSampler
 from lingbot.golden.compare import Comparison, GoldenFile, UnusableFile, WorstOf, compare
+from lingbot.golden.layout import check_causal, check_layers
 from lingbot.model import (
     CachedTransformer,
     CausalLingBotTransformer,
@@ -26,6 +27,7 @@ MakeExchange = Callable[[int, int], Exchange]  # tokens of a chunk, heads
 
 def golden_config(golden: GoldenFile) -> TransformerConfig:
     """Sizes of the golden model, from the metadata."""
+    check_layers(golden)
     sizes = ("dim", "ffn_dim", "num_heads", "num_layers", "text_dim", "text_len", "freq_dim")
     try:
         return TransformerConfig(
@@ -35,7 +37,7 @@ def golden_config(golden: GoldenFile) -> TransformerConfig:
             patch_size=tuple(json.loads(f"[{golden.text('patch_size')}]")),
             control=golden.text("control_type"),  # type: ignore[arg-type]
         )
-    except ValueError as error:
+    except (ValueError, TypeError) as error:
         raise UnusableFile(f"its metadata describe no model: {error}") from error
 
 
@@ -51,7 +53,9 @@ def compare_causal(
     Raises:
         UnusableFile: when weights, metadata and tensors do not belong together.
     """
-    model, sampler = _cached_transformer(golden, make_exchange), _sampler(golden)
+    sampler = golden_sampler(golden)
+    check_causal(golden, golden_config(golden), len(sampler.levels))
+    model = _cached_transformer(golden, make_exchange)
     frames = model.grid.frames
     noise, control, condition = (golden[k] for k in ("noise", "control", "condition"))
     renoise = golden["renoise"]
@@ -117,11 +121,12 @@ def _cached_transformer(
         raise UnusableFile(str(error)) from error
 
 
-def _sampler(golden: GoldenFile) -> FewStepSampler:
+def golden_sampler(golden: GoldenFile) -> FewStepSampler:
+    """The sampler that the metadata describe."""
     try:
         indices = json.loads(golden.text("timestep_indices"))
         return FewStepSampler(FlowSchedule(float(golden.text("flow_shift"))), indices)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, LookupError) as error:
         raise UnusableFile(f"its metadata describe no sampler: {error}") from error
 
 

@@ -10,6 +10,13 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from lingbot.model.tensor_files import check_file
+
+WHENCE = (
+    "golden files are computed by the published LingBot-World code and do not come with this "
+    "package: `lingbot.golden` says what one holds"
+)
+
 
 class UnusableFile(Exception):
     """A file that parity cannot be checked with, and why."""
@@ -50,8 +57,12 @@ class GoldenFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        if not path.is_file():
-            raise UnusableFile("a folder, not a file" if path.is_dir() else "no such file")
+        try:
+            check_file(path)
+        except FileNotFoundError as error:
+            raise UnusableFile(f"no such file; {WHENCE}") from error
+        except (ValueError, OSError) as error:
+            raise UnusableFile(str(error)) from error
         try:
             self._file = safe_open(path, "pt")
         except SafetensorError as error:
@@ -59,7 +70,7 @@ class GoldenFile:
         self.names = set(self._file.keys())
         self.metadata: dict[str, str] = self._file.metadata() or {}
         if not self.metadata:
-            raise UnusableFile("it has no metadata, so its sizes are unknown")
+            raise UnusableFile(f"it has no metadata, so its sizes are unknown; {WHENCE}")
 
     @property
     def is_causal(self) -> bool:
@@ -69,6 +80,12 @@ class GoldenFile:
         if name not in self.names:
             raise UnusableFile(f"tensor {name!r} is missing")
         return self._file.get_tensor(name)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """A tensor's shape, from the file's header."""
+        if name not in self.names:
+            raise UnusableFile(f"tensor {name!r} is missing")
+        return tuple(self._file.get_slice(name).get_shape())
 
     def number(self, name: str) -> int:
         """A whole number of the metadata."""

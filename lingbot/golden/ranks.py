@@ -11,8 +11,9 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from lingbot.golden.causal import compare_causal, golden_config
+from lingbot.golden.causal import compare_causal, golden_config, golden_sampler
 from lingbot.golden.compare import Comparison, GoldenFile, UnusableFile
+from lingbot.golden.layout import check_causal
 from lingbot.model import Exchange
 from lingbot.parallel.exchange import SequenceExchange
 from lingbot.parallel.splits import check_heads, even_splits
@@ -28,6 +29,7 @@ def on_ranks(path: Path, ranks: int, uniform: bool | None = None) -> list[Compar
     """
     golden = GoldenFile(path)
     config = golden_config(golden)
+    check_causal(golden, config, len(golden_sampler(golden).levels))
     sizes = (golden.number(k) for k in ("frames_per_chunk", "latent_height", "latent_width"))
     try:
         check_heads(config.num_heads, ranks)

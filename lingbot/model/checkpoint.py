@@ -7,20 +7,21 @@ was trained along); the public ones hold `lingbot_world_fast/` (original) or `tr
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping
+import os
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from lingbot.checkpoints.atomic import atomic_file
+from lingbot.model.tensor_files import check_finite, copy_tensors, tensor_files
 
 TRANSFORMER = "transformer.safetensors"
 TEXT_ENCODER = "text_encoder.safetensors"
 PUBLIC_FOLDERS = ("lingbot_world_fast", "transformer", ".")
+REMEDY = "is it another model= preset?"
 
 
 def load_weights(transformer: nn.Module, text_encoder: nn.Module, folder: str | Path) -> None:
@@ -28,12 +29,13 @@ def load_weights(transformer: nn.Module, text_encoder: nn.Module, folder: str | 
 
     Raises:
         FileNotFoundError: when the folder holds no transformer.
-        ValueError: when names or shapes differ; nothing has been changed then.
+        ValueError: when a file cannot be used, or names or shapes differ, before anything is
+            changed; when values are not finite.
     """
     folder = Path(folder)
-    load_into(transformer, transformer_files(folder))
+    copy_tensors(transformer, transformer_files(folder), REMEDY)
     if (folder / TEXT_ENCODER).is_file():
-        load_into(text_encoder, [folder / TEXT_ENCODER])
+        copy_tensors(text_encoder, [folder / TEXT_ENCODER], "is it another text= choice?")
 
 
 def transformer_files(folder: Path) -> list[Path]:
@@ -41,17 +43,12 @@ def transformer_files(folder: Path) -> list[Path]:
 
     Raises:
         FileNotFoundError: when there are none, or the index names a shard that is not there.
+        ValueError: when an index cannot be used.
     """
-    if (folder / TRANSFORMER).is_file():
+    if os.path.lexists(folder / TRANSFORMER):
         return [folder / TRANSFORMER]
     for name in PUBLIC_FOLDERS:
-        if indices := sorted((folder / name).glob("*.safetensors.index.json")):
-            shards = set(json.loads(indices[0].read_text())["weight_map"].values())
-            files = [indices[0].parent / shard for shard in sorted(shards)]
-            if missing := [file.name for file in files if not file.is_file()]:
-                raise FileNotFoundError(f"{indices[0]} names shards that are not there: {missing}")
-            return files
-        if files := sorted((folder / name).glob("*.safetensors")):
+        if files := tensor_files(folder / name):
             return files
     raise FileNotFoundError(
         f"no transformer in {folder}: expected {TRANSFORMER}, or safetensors in one of "
@@ -59,42 +56,14 @@ def transformer_files(folder: Path) -> list[Path]:
     )
 
 
-def load_into(module: nn.Module, files: list[Path]) -> None:
-    """Copies the tensors of `files` into the module's parameters, in the module's own precision.
+def save_weights(state: Mapping[str, Tensor], file: str | Path, dtype: torch.dtype) -> None:
+    """Writes a module's state as safetensors in `dtype`; the file appears whole or not at all.
 
     Raises:
-        ValueError: when names or shapes differ, before anything is copied.
+        ValueError: for values that are not finite, as they are or in `dtype`; nothing is written.
     """
-    parameters = module.state_dict()
-    shapes = {name: tuple(shape) for name, shape in _shapes(files)}
-    wrong = [
-        f"{name}: file {shapes[name]}, model {tuple(parameters[name].shape)}"
-        for name in sorted(shapes.keys() & parameters.keys())
-        if shapes[name] != tuple(parameters[name].shape)
-    ]
-    missing, unknown = parameters.keys() - shapes.keys(), shapes.keys() - parameters.keys()
-    if missing or unknown or wrong:
-        raise ValueError(
-            f"{files[0].parent} does not hold this model: {len(missing)} tensors missing "
-            f"{sorted(missing)[:3]}, {len(unknown)} unknown {sorted(unknown)[:3]}, "
-            f"{len(wrong)} of another shape {wrong[:3]}; is it another model= preset?"
-        )
-    with torch.no_grad():
-        for file in files:
-            with safe_open(file, "pt") as tensors:
-                for name in tensors.keys():  # noqa: SIM118  (no mapping)
-                    parameters[name].copy_(tensors.get_tensor(name))
-
-
-def save_weights(state: Mapping[str, Tensor], file: str | Path, dtype: torch.dtype) -> None:
-    """Writes a module's state as safetensors in `dtype`; the file appears whole or not at all."""
     made = {name: tensor.detach().to("cpu", dtype).contiguous() for name, tensor in state.items()}
+    for name, tensor in made.items():
+        check_finite(tensor, f"{Path(file).name} in {str(dtype).removeprefix('torch.')}: {name}")
     with atomic_file(file) as partial:
         save_file(made, partial, metadata={"format": "pt"})
-
-
-def _shapes(files: list[Path]) -> Iterator[tuple[str, list[int]]]:
-    for file in files:
-        with safe_open(file, "pt") as tensors:
-            for name in tensors.keys():  # noqa: SIM118  (no mapping)
-                yield name, tensors.get_slice(name).get_shape()
