@@ -35,6 +35,7 @@ from lingbot.camera.controls import LONGEST_CHUNK
 from lingbot.checkpoints.atomic import atomic_file
 from lingbot.checkpoints.world_options import apply_world
 from lingbot.cli.arguments import for_hydra
+from lingbot.cli.environment import check_environment
 from lingbot.cli.folders import srun_task
 from lingbot.cli.noise import silence
 from lingbot.cli.terminal import make_tolerant
@@ -142,6 +143,7 @@ def run_command(task: Callable[[DictConfig], Any], name: str) -> None:
     silence()
     full = _shows_all()
     try:
+        check_environment()
         sys.argv = [sys.argv[0], *for_hydra(sys.argv[1:]), *for_rank(rank())]
         hydra.main(version_base="1.3", config_path="pkg://lingbot.conf", config_name=name)(job)()
     except UserError as refusal:
@@ -292,7 +294,8 @@ def follow_first_rank() -> None:
 def rank() -> int:
     """This process's rank, as whoever started it says: torchrun, Lightning or srun."""
     of_srun = os.environ["SLURM_PROCID"] if srun_task() else "0"
-    return int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", of_srun)))
+    told = os.environ.get("RANK", os.environ.get("LOCAL_RANK", of_srun))
+    return int(told) if told.isdecimal() else 0  # what else it is, check_environment refuses
 
 
 def _one_line(error: BaseException) -> str:
