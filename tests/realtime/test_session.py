@@ -438,3 +438,28 @@ def test_a_chunk_that_is_not_finite_ends_the_drive_with_its_step():
         session.step(steps[1])
     with pytest.raises(RuntimeError, match="call reset"):
         session.step(steps[1])
+
+
+def test_keys_are_held_through_a_chunk():
+    by_key, by_controls = make_session(), make_session()
+    for session in (by_key, by_controls):
+        session.reset(IMAGE, "dusk", 3)
+    for keys, frames in (("w", 8), ("none", 12), ("jw", 12)):
+        held = "" if keys == "none" else keys
+        assert torch.equal(by_key.step(keys), by_controls.step(Controls((held,) * frames)))
+    with pytest.raises(ValueError, match="unknown key 'q'"):
+        by_key.step("q")
+    assert len(by_key.step("w")) == 12
+
+
+def test_a_drive_in_words_is_that_of_its_stream_from_any_step_on():
+    session, other = make_session(), make_session()
+    for one in (session, other):
+        one.reset(IMAGE, "dusk", 3)
+    stream = [*ControlStream.from_actions("w-8,jw-12", 3), *(Controls(("d",) * 12),) * 2]
+    expected = [other.step(controls) for controls in stream]
+    driven = [*session.drive("w-8,jw-12"), *session.drive("d-24")]
+    assert [len(frames) for frames in driven] == [9, 12, 12, 12]
+    assert all(torch.equal(*pair) for pair in zip(driven, expected, strict=True))
+    with pytest.raises(ValueError, match="'q'"):
+        session.drive("q-3")
