@@ -198,12 +198,15 @@ def test_frames_leave_before_the_context_update_and_their_account_says_when():
     session.reset(IMAGE, "dusk")
     update = session.model.update_context
     session.model.update_context = lambda clean: time.sleep(0.3) or update(clean)
+    started = time.perf_counter()
     session.step(DRIVE[0])
+    step_ms = (time.perf_counter() - started) * 1000
     assert session.finished_reports() == []
     session.finish_chunk()
     (report,) = session.finished_reports()
     assert report == session.report
-    assert 0 < report.key_to_frame_ms < 300 <= report.context_update_ms
+    assert 0 < report.key_to_frame_ms <= step_ms  # which made no context update
+    assert report.context_update_ms >= 300
     assert report.key_to_frame_ms + report.context_update_ms <= 1.1 * report.total_ms
     assert report.overlap_ms == 0
     session.step(DRIVE[1])
@@ -216,9 +219,15 @@ def test_frames_leave_before_the_context_update_and_their_account_says_when():
 def test_time_between_a_step_and_the_end_of_its_chunk_is_not_the_steps():
     session = make_session()
     session.reset(IMAGE, "dusk")
+    times = [time.perf_counter()]
     session.step(DRIVE[0])
+    times.append(time.perf_counter())
     time.sleep(0.5)
-    assert session.report.total_ms < 500
+    times.append(time.perf_counter())
+    total_ms = session.report.total_ms
+    times.append(time.perf_counter())
+    worked = (times[1] - times[0]) + (times[3] - times[2])
+    assert total_ms <= 1000 * worked + 50 < 1000 * (times[3] - times[0])
 
 
 @pytest.mark.parametrize("late", [False, True])
