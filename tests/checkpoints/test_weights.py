@@ -5,8 +5,8 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from lingbot.checkpoints.weights import TEXT_ENCODER, TRANSFORMER, load_weights, save_weights
 from lingbot.model import CausalLingBotTransformer, TransformerConfig
-from lingbot.model.checkpoint import TEXT_ENCODER, TRANSFORMER, load_weights, save_weights
 from tests.model.worlds import SMALL, small_transformer
 
 
