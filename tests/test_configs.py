@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from dataclasses import fields
 from functools import partial
 from importlib.util import find_spec
@@ -18,6 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError
 
 from lingbot.conf.check import check_configuration
+from lingbot.conf.renamed import RENAMED, with_new_names
 from lingbot.conf.schemas import GROUPS
 from lingbot.launch import check_options
 from lingbot.model import CausalLingBotTransformer, KVCacheConfig, TransformerConfig
@@ -294,3 +296,42 @@ def test_a_target_of_ours_that_is_none_is_refused_by_its_place(target):
         check_configuration(
             composed("generate", [*TINY, "weights=null", f"model._target_={target}"])
         )
+
+
+@pytest.mark.parametrize(
+    ("given", "now"),
+    [
+        ("+kernels.parts=fused", "kernels.ops"),
+        ("++kernels.attention=fp8", "kernels.kv"),
+        ("kernels.linears=exact", "kernels.linears=bf16"),
+        ("+module.recompute=blocks", "module.activation_checkpointing"),
+        ("module.activation_checkpointing=all_but_attention", "CHECKPOINTING=selective"),
+    ],
+)
+def test_an_option_of_before_is_refused_with_its_new_name(given, now):
+    now = now.replace("CHECKPOINTING", "module.activation_checkpointing")
+    with pytest.raises(ValueError, match=rf"^[\w.=]+: this is now {re.escape(now)}$"):
+        check_configuration(composed("train", [*TINY, given]))
+
+
+def test_what_hydra_says_of_an_old_key_is_told_with_its_new_name():
+    with pytest.raises(ConfigCompositionException) as refused:
+        composed("train", [*TINY, "kernels.fuse_decode=true"])
+    told = with_new_names(str(refused.value))
+    assert told.startswith("kernels.fuse_decode: this is now kernels.vae=fused")
+    assert "+kernels" not in told
+    of_a_file = "Key 'recompute' not in 'Module' full_key: module.recompute"
+    assert (
+        with_new_names(of_a_file) == "module.recompute: this is now " + RENAMED["module.recompute"]
+    )
+    other = (
+        "Could not override 'kernels.nonsense'. To append to your config use +kernels.nonsense=1"
+    )
+    assert with_new_names(other) == other
+
+
+def test_new_names_are_options_that_there_are():
+    cfg = composed("train", TINY)
+    for new in RENAMED.values():
+        key = new.split("=")[0]
+        assert " " in key or OmegaConf.select(cfg, key) is not None, new

@@ -10,8 +10,8 @@ from torch.utils.data import DataLoader
 from lingbot.camera.controls import CameraControl, Controls
 from lingbot.data.control_stream import ControlStream
 from lingbot.diffusion import FewStepSampler, FlowMatching, FlowSchedule
+from lingbot.kernels import KernelConfig
 from lingbot.model import KVCacheConfig, TransformerConfig
-from lingbot.model.kernels import Kernels
 from lingbot.module import LingBotModule
 from lingbot.parallel.strategy import (
     SequenceParallelStrategy,
@@ -182,14 +182,19 @@ def fit_on_a_rank(rank: int, ranks: int, uniform: bool | None, sharded: bool, **
 
 def fit_sharded(rank: int):
     compiled = {
-        "recompute": "all_but_attention",
-        "kernels": Kernels("compiled", parts="compiled"),
+        "activation_checkpointing": "selective",
+        "kernels": KernelConfig("compiled"),
         "initialise": lambda transformer: seeded(transformer, rank),  # only the first one's count
     }
     return [
         fit_on_a_rank(rank, 2, None, sharded=True, changes=changes, precision=precision)
         for changes, precision in ((compiled, "32-true"), ({}, "bf16-mixed"))
     ]
+
+
+def fit_packed_and_sharded(rank: int):
+    packed = {"kernels": KernelConfig(pack_qkv=True)}
+    return fit_on_a_rank(rank, 2, None, sharded=True, changes=packed)
 
 
 @pytest.mark.processes
@@ -232,19 +237,19 @@ class Attentions(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize(("what", "again"), [("blocks", 2), ("all_but_attention", 1)])
-@pytest.mark.parametrize("parts", ["eager", "compiled"])
-def test_what_is_recomputed_gives_the_same_gradients(what, again, parts):
+@pytest.mark.parametrize(("kind", "again"), [("full", 2), ("selective", 1)])
+@pytest.mark.parametrize("ops", ["reference", "compiled"])
+def test_activation_checkpointing_changes_no_gradient(kind, again, ops):
     found = {}
-    for recompute in ("nothing", what):
-        module = make_module(recompute=recompute, kernels=Kernels(parts, parts=parts))
-        module.kernels.prepare(module.transformer)
+    for checkpointing in ("none", kind):
+        module = make_module(activation_checkpointing=checkpointing, kernels=KernelConfig(ops))
+        assert {block.ops.name for block in module.transformer.blocks} == {ops}
         losses = module._losses(training_batch(), torch.Generator().manual_seed(0))
         losses["loss"].backward()
         parameters = module.transformer.named_parameters()
-        found[recompute] = {n: p.grad for n, p in parameters if p.grad is not None}
-    for name, gradient in found["nothing"].items():
-        assert torch.equal(gradient, found[what][name]), name
+        found[checkpointing] = {n: p.grad for n, p in parameters if p.grad is not None}
+    for name, gradient in found["none"].items():
+        assert torch.equal(gradient, found[kind][name]), name
     with Attentions() as attentions:
         losses = module._losses(training_batch(), torch.Generator().manual_seed(0))
         once = attentions.calls
@@ -253,9 +258,25 @@ def test_what_is_recomputed_gives_the_same_gradients(what, again, parts):
     assert attentions.calls == again * once
 
 
-def test_an_unknown_thing_to_recompute_is_refused():
-    with pytest.raises(ValueError, match=r"recompute='some' is not known: .*'blocks'"):
-        make_module(build=False, recompute="some")
+def test_an_unknown_kind_of_activation_checkpointing_is_refused():
+    with pytest.raises(ValueError, match=r"activation_checkpointing='some' is not .*'selective'"):
+        make_module(build=False, activation_checkpointing="some")
+
+
+def test_packed_weights_are_trained_and_leave_a_checkpoint_with_the_published_names():
+    loss, _ = fit()
+    packed = {"kernels": KernelConfig(pack_qkv=True)}
+    other_loss, other = fit(packed)
+    assert other_loss == pytest.approx(loss, rel=1e-5)
+    assert any(".qkv." in name for name in other)
+    module = make_module(**packed)
+    assert module.state_dict().keys() == make_module().state_dict().keys()
+
+
+@pytest.mark.processes
+def test_packed_weights_are_not_sharded():
+    with pytest.raises(RuntimeError, match="pack_qkv=true: sharded weights are trained apart"):
+        run_ranks(fit_packed_and_sharded, 2, timeout=120)
 
 
 def test_driving_without_a_world_says_to_start_one():

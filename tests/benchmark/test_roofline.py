@@ -46,7 +46,7 @@ def test_in_8_bits_only_what_the_setting_runs_so_is_timed_so(timed):
     measure_floor(SHAPE, None)
     assert torch.float8_e4m3fn not in timed
     timed.clear()
-    measure_floor(replace(SHAPE, fp8_attention=True), None)
+    measure_floor(replace(SHAPE, fp8_kv=True), None)
     assert timed.count(torch.float8_e4m3fn) == 1  # self-attention's output; the prompt's is exact
 
 
