@@ -28,7 +28,7 @@ RENAMED = {
 }
 # how Hydra says that there is no such key: on the command line, and in a YAML file
 UNKNOWN = re.compile(
-    r"Could not override '([\w.]+)'\.( To append to your config use \+[^\s);]+)?"
+    r"Could not override '([\w.]+)'\.(\s+To append to your config use \+[^\s);]+)?"
     r"|Key '\w+' not in '\w+' full_key: ([\w.]+)"
 )
 
