@@ -17,6 +17,7 @@ from torch import Tensor
 
 from lingbot.building import build
 from lingbot.callbacks import TrainingSpeed
+from lingbot.checkpoints.checkpoint_io import write_whole_checkpoints
 from lingbot.checkpoints.merging import check_exportable
 from lingbot.checkpoints.run_checkpoint import check_state, read_shapes
 from lingbot.checkpoints.world_file import training_record
@@ -81,6 +82,7 @@ def train(cfg: DictConfig) -> dict[str, float]:
         trainer: L.Trainer = build(
             cfg.trainer, "trainer", L.Trainer, callbacks=callbacks, logger=False
         )
+        write_whole_checkpoints(trainer)
         check_training(module)
         check_ranks(trainer, module)
         check_clips(trainer, data, module)
