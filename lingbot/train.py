@@ -11,6 +11,8 @@ from pathlib import Path
 import lightning as L
 import torch
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from lightning.pytorch.callbacks import LearningRateMonitor
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig
 from torch import Tensor
@@ -24,7 +26,7 @@ from lingbot.checkpoints.world_file import training_record
 from lingbot.codec.training import CodecModule
 from lingbot.data.blockworld_module import BlockWorldDataModule
 from lingbot.drive import build_module, check_files
-from lingbot.errors import loading
+from lingbot.errors import UserError, loading
 from lingbot.launch import (
     FirstStep,
     build_all,
@@ -46,6 +48,7 @@ from lingbot.parallel.sequence_parallel import SequenceParallelMixin
 from lingbot.parallel.strategy import ShardedSequenceParallelStrategy
 from lingbot.parts import check_codec, weigh_codec
 from lingbot.run_export import world_before
+from lingbot.training.endless import check_length, check_watched
 from lingbot.world import check_checkpoint, check_export, save_world
 
 
@@ -60,6 +63,11 @@ def train_and_tell(cfg: DictConfig) -> float | None:
         print(f"trained in {cfg.paths.output_dir}:")
         for name, value in sorted(metrics.items()):
             print(f"  {name:<20} {value:.6g}")
+    if searching() and cfg.optimized_metric not in metrics:
+        raise UserError(
+            f"optimized_metric={cfg.optimized_metric!r}: the training logged "
+            f"{', '.join(sorted(metrics)) or 'nothing'}; choose one of them"
+        )
     return metrics.get(cfg.optimized_metric)
 
 
@@ -78,12 +86,14 @@ def train(cfg: DictConfig) -> dict[str, float]:
         run_folder(cfg)
         data: L.LightningDataModule = build(cfg.data, "data", L.LightningDataModule)
         module: L.LightningModule = build_module(cfg, L.LightningModule)
-        callbacks = build_all(cfg.callbacks)
+        callbacks = build_callbacks(cfg)
         trainer: L.Trainer = build(
             cfg.trainer, "trainer", L.Trainer, callbacks=callbacks, logger=False
         )
         write_whole_checkpoints(trainer)
         check_training(module)
+        check_length(trainer, data)
+        check_watched(trainer, module, cfg.optimized_metric if searching() else None)
         check_ranks(trainer, module)
         check_clips(trainer, data, module)
         check_memory(trainer, module, data)
@@ -107,6 +117,20 @@ def train(cfg: DictConfig) -> dict[str, float]:
         trained = training_record(command(), trainer.global_step, world_before(cfg))
         save_world(module, cfg.export_dir, trained, cfg.fps)
     return {name: float(value) for name, value in trainer.callback_metrics.items()}
+
+
+def build_callbacks(cfg: DictConfig) -> list[L.Callback]:
+    """The chosen callbacks; rates of learning are monitored where something is logged."""
+    logs = any(node is not None for node in (cfg.logger or {}).values())
+    made = build_all(cfg.callbacks)
+    return [each for each in made if logs or not isinstance(each, LearningRateMonitor)]
+
+
+def searching() -> bool:
+    """Whether this is a job of a sweeper that decides by its result what comes next."""
+    if not HydraConfig.initialized() or HydraConfig.get().mode != RunMode.MULTIRUN:
+        return False
+    return not str(HydraConfig.get().sweeper._target_).endswith(".BasicSweeper")
 
 
 def check_ranks(trainer: L.Trainer, module: L.LightningModule) -> None:
