@@ -1,4 +1,4 @@
-"""Writes the configuration reference from the schemas and YAML files, whenever the docs are built."""
+"""Writes the configuration reference from schemas and YAML files whenever the docs are built."""
 
 from __future__ import annotations
 

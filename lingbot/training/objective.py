@@ -14,9 +14,9 @@ from lingbot.model import CausalLingBotTransformer, Exchange, KVCacheConfig
 class Objective(Protocol):
     """Losses of one batch of clips.
 
-    One's own is any callable with these arguments, as `lingbot.diffusion.FlowMatching` is. Random
-    numbers are drawn from `generator` and from nothing else, so that a training that goes on repeats
-    one that never stopped, and ranks of a sequence group agree.
+    Your own is any callable with these arguments, as `lingbot.diffusion.FlowMatching` is. Random
+    numbers are drawn from `generator` and from nothing else, so that a training that goes on
+    repeats one that never stopped, and ranks of a sequence group agree.
     """
 
     def __call__(
