@@ -116,8 +116,8 @@ def check_memory(cfg: DictConfig, module: LingBotModule) -> None:
 
 
 def whole_files(step: int) -> str:
-    """What is left of a drive that has ended in the middle of this step, in words."""
-    return f"files up to step {step - 1} are whole" if step > 0 else "no step was done"
+    """What is left of a drive whose last whole step is this one, -1 for none; in words."""
+    return f"files up to step {step} are whole" if step >= 0 else "the files hold no whole step"
 
 
 def driven_steps(module: LingBotModule) -> int:

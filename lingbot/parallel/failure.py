@@ -72,7 +72,8 @@ class Failure:
             name = type(error).__name__
             what = f"raised {name}: {message}" if message else f"raised {name}"
             code = 2 if isinstance(error, UserError) else 1
-        log = write_traceback(error)
+        # what the first rank raises is shown where it is raised
+        log = log_quietly("Failed", error) if rank > 0 else None
         return cls(rank, os.getpid(), what, where, code, log, present=True)
 
     def to_text(self) -> str:
@@ -89,16 +90,17 @@ class Failure:
         """The rank that tells the user of it: the first one that is left."""
         return 0 if self.rank > 0 or self.present else 1
 
-    def sentence(self, where: str, kept: str) -> str:
+    def sentence(self, where: str, kept: str, others: bool = True) -> str:
         """The line that tells of it.
 
         Args:
             where: how far the teller was; the lost rank knew better, if it has said so.
             kept: what is left of the work.
+            others: whether there are other ranks.
         """
         parts = [f"rank {self.rank} (pid {self.pid}) {self.what} {self.where or where}"]
-        parts += ["the others were ended", kept]
-        if self.log is not None and self.rank > 0:
+        parts += [*(["the others were ended"] if others else []), kept]
+        if self.log is not None:
             parts.append(f"its traceback is in {self.log}")
         return "; ".join(parts)
 
@@ -138,16 +140,18 @@ def is_orderly(error: BaseException) -> bool:
     return isinstance(error, SIGTERMException) or is_interrupt(error)
 
 
-def write_traceback(error: BaseException) -> str | None:
-    """Writes an error's traceback to the log files of this process, not to its terminal.
+def log_quietly(message: str, error: BaseException | None = None) -> str | None:
+    """Writes to the log files of this process, with an error's traceback; not to its terminal.
 
     Returns:
         The first of those files.
     """
-    files = [h for h in logging.getLogger().handlers if isinstance(h, logging.FileHandler)]
-    trace = (type(error), error, error.__traceback__)
+    handlers = (h for h in logging.getLogger().handlers if isinstance(h, logging.FileHandler))
+    files = [handler for handler in handlers if handler.baseFilename != os.devnull]
+    trace = None if error is None else (type(error), error, error.__traceback__)
+    record = logging.LogRecord(__name__, logging.ERROR, __file__, 0, message, (), trace)
     for file in files:
-        file.handle(logging.LogRecord(__name__, logging.ERROR, __file__, 0, "Failed", (), trace))
+        file.handle(record)
     return files[0].baseFilename if files else None
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import subprocess
 import threading
 import time
@@ -53,7 +54,7 @@ def watching(
 
     Args:
         trainer: what does the work; no other work of it is looked after.
-        kept: the step that a rank is at (-1 before the first) -> what is left of the work.
+        kept: the last step whose results are whole (-1 for none) -> what is left of the work.
         termination: where the ranks drive; that one has been told to end reaches the first.
 
     Raises:
@@ -164,6 +165,9 @@ class RankWatch(L.Callback):
         self._note(error)
         if is_orderly(error):
             return None
+        if threading.current_thread() is threading.main_thread():
+            # torchrun sends it to all others; this process is about to end, with a word
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
         until = time.monotonic() + CAUSE_S
         while self.failure is None and time.monotonic() < until:
             self.failure = self._look()
@@ -175,8 +179,8 @@ class RankWatch(L.Callback):
     def sentence(self) -> str:
         """The line that tells how a rank was lost."""
         assert self.failure is not None
-        # frames of a first rank's last two steps were on their way to the file
-        unsure = 2 if self.failure.teller > 0 else 0
+        # where the first rank is lost, its last two steps were on their way to the files
+        unsure = 3 if self.failure.teller > 0 else 1
         return self.failure.sentence(self._where, self._kept(max(-1, self._step - unsure)))
 
     def wait_for_others(self) -> None:
