@@ -12,6 +12,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from types import FrameType
 
 import lightning as L
@@ -74,14 +75,15 @@ def end_with_parent(parent: int, grace_s: float = 20.0) -> None:
 
 
 def process_exists(process: int) -> bool:
-    """Whether there is such a process, one that nobody has waited for included."""
+    """Whether there is such a process; one that has ended and that nobody waits for is none."""
     try:
         os.kill(process, 0)
+        state = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
     except ProcessLookupError:
         return False
-    except PermissionError:
+    except (PermissionError, FileNotFoundError):  # somebody else's; not on Linux
         return True
-    return True
+    return state != "Z"
 
 
 class Termination(L.Callback):
