@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import re
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import av
@@ -15,7 +12,7 @@ import torch
 
 from lingbot.data.video_file import read_frames
 from tests.commands import TINY_DRIVE, TINY_TRAINING
-from tests.support.faults import HANGS, Ended, end_of, fault
+from tests.support.faults import HANGS, Ended, end_of, end_of_launched, fault
 
 SOON_S = 10.0  # on machines that do other work beside; a few seconds elsewhere
 DRIVE = [
@@ -112,35 +109,24 @@ def test_a_training_that_loses_a_rank_says_where_to_go_on(tmp_path):
 
 
 @pytest.mark.processes
-@pytest.mark.parametrize(
-    ("command", "number", "what", "code"),
-    [
-        ("generate", signal.SIGKILL, "died of signal 9 at realtime step 2", 1),
-        ("train", 0, "raised RuntimeError: a fault of two lines at training step 3", 1),
-    ],
-)
-def test_ranks_that_lightning_has_started_leave_no_process(
-    command, number, what, code, tmp_path, repository
-):
-    """Through the launcher, which learns how a process that it has started has ended."""
-    options = [*(DRIVE if command == "generate" else TRAINING), fault(tmp_path, 2, rank1=number)]
-    program = str(Path(sys.executable).with_name(f"lingbot-{command}"))
-    process = subprocess.Popen(
-        [program, *options, f"paths.output_dir={tmp_path}/run"],
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
-        env={**os.environ, "PYTHONPATH": str(repository)},
-    )  # fmt: skip
-    try:
-        output, _ = process.communicate(timeout=120)
-        with pytest.raises(ProcessLookupError):
-            os.killpg(process.pid, 0)
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-    lost = (tmp_path / "fault").read_text().split()[0]
-    kept = {"generate": "files up to step 1 are whole", "train": "go on from step 2 by ckpt_path="}
-    (line,) = re.findall(r"rank \d \(pid .*", output)
-    assert line.startswith(f"rank 1 (pid {lost}) {what}; the others were ended; {kept[command]}")
-    assert process.returncode == code
-    assert "Traceback" not in output
+def test_a_drive_that_lightning_has_started_knows_how_its_rank_has_died(tmp_path):
+    killed = fault(tmp_path, 2, rank1=signal.SIGKILL)
+    ended = end_of_launched("generate", [*DRIVE, killed], tmp_path)
+    line = f"rank 1 (pid {ended.lost}) died of signal 9 at realtime step 2; the others were ended; "
+    check_told_once(ended, line + "files up to step 1 are whole")
+    assert ended.codes == [1]
+    assert "Traceback" not in ended.output
+    assert whole_steps(tmp_path / "run" / "drive.mp4") == 2
+
+
+@pytest.mark.processes
+def test_a_training_that_lightning_has_started_shows_no_traceback_of_other_ranks(tmp_path):
+    ended = end_of_launched("train", [*TRAINING, fault(tmp_path, 2, rank1=0)], tmp_path)
+    run = tmp_path / "run"
+    line = f"rank 1 (pid {ended.lost}) raised RuntimeError: a fault of two lines at training step 3"
+    line += f"; the others were ended; go on from step 2 by ckpt_path={run}/checkpoints/last.ckpt"
+    line += f"; its traceback is in {run}/train_ddp_process_1.log"
+    check_told_once(ended, line)
+    assert ended.codes == [1]
+    assert "Traceback" not in ended.output
+    assert "in _befall" in (run / "train_ddp_process_1.log").read_text()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -97,6 +98,44 @@ def end_of(command: str, overrides: Sequence[str], folder: Path, timeout: float 
     assert None not in codes, f"{codes} after {timeout} s\n{output}"
     pid, began = (folder / "fault").read_text().split()
     return Ended(codes, output, int(pid), ended - float(began))
+
+
+def end_of_launched(
+    command: str, overrides: Sequence[str], folder: Path, timeout: float = 120.0
+) -> Ended:
+    """Runs lingbot-COMMAND, which starts its other ranks itself; the first one's exit code.
+
+    Raises:
+        AssertionError: a process of it is left.
+    """
+    program = f"from lingbot.{command} import main; main()"
+    script = folder / f"lingbot-{command}"
+    script.write_text(program)  # Lightning runs it again
+    process = subprocess.Popen(
+        [sys.executable, script, *overrides, f"paths.output_dir={folder}/run"],
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+    )  # fmt: skip
+    try:
+        output, _ = process.communicate(timeout=timeout)
+        ended = time.monotonic()
+    finally:
+        left = process_group_exists(process.pid)
+        if left:
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    assert not left, output
+    pid, began = (folder / "fault").read_text().split()
+    return Ended([process.returncode], output, int(pid), ended - float(began))
+
+
+def process_group_exists(group: int) -> bool:
+    """Whether a group has any process."""
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 def _rank(rank: int, command: str, arguments: list[str], folder: Path) -> None:
