@@ -19,7 +19,6 @@ from typing import Any
 
 import lightning as L
 import torch.distributed as dist
-from lightning.fabric.utilities.distributed import _set_num_threads_if_needed
 from lightning.pytorch.strategies import ParallelStrategy
 from lightning.pytorch.strategies.launchers.multiprocessing import _MultiProcessingLauncher
 from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
@@ -36,6 +35,7 @@ from lingbot.parallel.failure import (
     tell,
 )
 from lingbot.parallel.rank_board import RankBoard
+from lingbot.parallel.rank_launcher import RankLauncher
 from lingbot.termination import Termination
 
 POLL_S = 0.2
@@ -85,19 +85,6 @@ def watching(
         raise RankFailure(watch.sentence(), failure, failure.teller == watch.rank) from error
     finally:
         watch.stop()
-
-
-class RankLauncher(_SubprocessScriptLauncher):
-    """Lightning's, without its observer, which kills the first rank with its files unfinished."""
-
-    def launch(self, function: Callable, *args: Any, trainer: Any = None, **kwargs: Any) -> Any:
-        """Start the other ranks of this host, then call the function."""
-        environment = self.cluster_environment
-        environment.validate_settings(num_devices=self.num_processes, num_nodes=self.num_nodes)
-        if not environment.creates_processes_externally:
-            self._call_children_scripts()
-        _set_num_threads_if_needed(num_processes=self.num_processes)
-        return function(*args, **kwargs)
 
 
 class RankWatch(L.Callback):
