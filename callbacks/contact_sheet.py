@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from lingbot.callbacks.wandb_media import send_image
 from lingbot.checkpoints.atomic import atomic_file
 from lingbot.data.contact_sheet import draw_contact_sheet, spread_frames
+from lingbot.data.file_checks import check_output_folder
 from lingbot.model.checks import check_count
 
 log = logging.getLogger(__name__)
@@ -51,7 +52,7 @@ class ContactSheet(Callback):
             ("fps", fps),
         ):
             check_count(f"callbacks.contact_sheet.{name}", value)
-        self.dirpath = Path(dirpath) if dirpath is not None else None
+        self.dirpath = check_output_folder(dirpath) if dirpath is not None else None
         self.every_n_validations = every_n_validations
         self.num_clips = num_clips
         self.num_columns = num_columns

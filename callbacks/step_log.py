@@ -17,6 +17,7 @@ from rich.console import Console
 from lingbot.callbacks.step_reports import ByRank, StepReports
 from lingbot.callbacks.wandb_media import set_axis
 from lingbot.data.control_stream import MOST_STEPS
+from lingbot.data.file_checks import check_output_folder
 from lingbot.model.checks import check_count, check_switch
 from lingbot.realtime.events import StepReport
 from lingbot.realtime.step_csv import StepCsv, write_rows
@@ -41,6 +42,9 @@ class RealtimeStepLog(StepReports):
             the files and loggers have them.
         table: show the table at the end.
         console: where to; None makes one on standard output.
+
+    Raises:
+        ValueError: values out of range, a path where no files can be written.
     """
 
     def __init__(
@@ -53,7 +57,7 @@ class RealtimeStepLog(StepReports):
         super().__init__()
         check_count("callbacks.step_log.warmup_steps", warmup_steps, 0, MOST_STEPS)
         check_switch("callbacks.step_log.table", table)
-        self.dirpath = Path(dirpath)
+        self.dirpath = check_output_folder(dirpath)
         self.warmup_steps = warmup_steps
         self.table = table
         self.console = console

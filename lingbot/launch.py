@@ -33,7 +33,8 @@ from lingbot.camera.controls import LONGEST_CHUNK
 from lingbot.checkpoints.atomic import atomic_file
 from lingbot.checkpoints.world_options import apply_world
 from lingbot.cli.arguments import for_hydra
-from lingbot.cli.ending import end_for_rank, exit_code, interrupted
+from lingbot.cli.ending import end_for_rank, exit_code, interrupted, shows_all
+from lingbot.cli.environment import check_environment
 from lingbot.cli.folders import srun_task
 from lingbot.cli.noise import silence
 from lingbot.cli.terminal import make_tolerant
@@ -54,7 +55,6 @@ REFUSALS = (
     SafetensorError, torch.OutOfMemoryError,
 )  # fmt: skip
 FIRST_RANK = "LINGBOT_FIRST_RANK"  # tells ranks that Lightning starts who started them
-OWN_ERRORS = "LINGBOT_OWN_ERRORS"  # HYDRA_FULL_ERROR is our doing, not the user's
 
 
 class Preparation:
@@ -145,8 +145,9 @@ def run_command(task: Callable[[DictConfig], Any], name: str) -> None:
 
     make_tolerant()
     silence()
-    full = _shows_all()
+    full = shows_all()
     try:
+        check_environment()
         sys.argv = [sys.argv[0], *for_hydra(sys.argv[1:]), *for_rank(rank())]
         hydra.main(version_base="1.3", config_path="pkg://lingbot.conf", config_name=name)(job)()
     except UserError as refusal:
@@ -171,18 +172,12 @@ def run_command(task: Callable[[DictConfig], Any], name: str) -> None:
 def _refuse(name: str, error: BaseException, full: bool) -> None:
     if full:
         raise error
-    who = f"rank {rank()} (pid {os.getpid()}): " if started_by_first_rank() else ""
-    if rank() == 0 or who:  # the first one refuses what is refused on all
-        print(f"lingbot-{name}: {who}{_one_line(error)}", file=sys.stderr)
+    if rank() == 0:
+        print(f"lingbot-{name}: {_one_line(error)}", file=sys.stderr)
+    elif started_by_first_rank():  # which did not refuse it
+        who = f"rank {rank()} (pid {os.getpid()})"
+        print(f"lingbot-{name}: {who}: {_one_line(error)}", file=sys.stderr)
     raise SystemExit(2)
-
-
-def _shows_all() -> bool:
-    """Whether the user wants tracebacks; Hydra is made to leave errors to us."""
-    asked = os.environ.get("HYDRA_FULL_ERROR") == "1" and OWN_ERRORS not in os.environ
-    if not asked:
-        os.environ["HYDRA_FULL_ERROR"] = os.environ[OWN_ERRORS] = "1"
-    return asked
 
 
 def check_options(cfg: DictConfig) -> None:
@@ -297,7 +292,8 @@ def started_by_first_rank() -> bool:
 def rank() -> int:
     """This process's rank, as whoever started it says: torchrun, Lightning or srun."""
     of_srun = os.environ["SLURM_PROCID"] if srun_task() else "0"
-    return int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", of_srun)))
+    told = os.environ.get("RANK", os.environ.get("LOCAL_RANK", of_srun))
+    return int(told) if told.isdecimal() else 0  # what else it is, check_environment refuses
 
 
 def _one_line(error: BaseException) -> str:

@@ -401,7 +401,7 @@ class LingBotModule(L.LightningModule):
         return step_generator(self.seed, data_rank, step + 1, batch_idx)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        note_endless(self.trainer, checkpoint)
+        note_endless(self._trainer, checkpoint)
         if isinstance(self._trainer and self._trainer.strategy, ShardedSequenceParallelStrategy):
             return  # which resumes from nothing less than all that the module holds
         for name in ("state_dict", "current_model_state"):  # the second beside averaged weights
@@ -410,7 +410,7 @@ class LingBotModule(L.LightningModule):
                 checkpoint[name] = {k: v for k, v in state.items() if not k.startswith(FROZEN)}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        align_progress(self.trainer, checkpoint)
+        align_progress(self._trainer, checkpoint)
 
 
 def _keep_frozen(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:

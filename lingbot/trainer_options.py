@@ -39,6 +39,12 @@ def check_trainer(options: Mapping[str, Any]) -> None:
             CHECKS[name](f"trainer.{name}", value)
     if device_of(options) == "cpu":
         check_processes("trainer.devices", count_devices(options))
+        precision = str(options.get("precision"))
+        if precision.startswith("16"):
+            raise ValueError(
+                f"trainer.precision={precision}: float16 is for GPUs, CPUs have no arithmetic for "
+                f"it; choose {precision.replace('16', 'bf16', 1)} or 32-true"
+            )
     nodes = options.get("num_nodes") or 1
     if nodes > 1 and not any(name in os.environ for name in MEETING):
         raise ValueError(

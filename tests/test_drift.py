@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -32,6 +33,7 @@ from lingbot.fidelity.plan import build_plan
 from lingbot.fidelity.report import drift_table
 from lingbot.realtime.session import RealtimeSession
 from tests.commands import TINY, composed
+from tests.support.worlds import tiny_world
 
 SMALL = [
     *(override for override in TINY if not override.startswith("trainer.")),
@@ -171,6 +173,14 @@ def test_another_first_frame_comes_with_its_own_words(tmp_path):
     assert plan.drive.image.float().mean(dim=(0, 1)).tolist() == [200, 10, 10]
 
 
+def test_worlds_of_other_weights_are_other_worlds(tmp_path):
+    first = tiny_world(tmp_path / "first")
+    second = shutil.copytree(first, tmp_path / "second")
+    overrides = for_hydra([f"compare=weights:[{first},{second}]", "num_chunks=2"])
+    with pytest.raises(ValueError, match=r"is another world than weights=.*another weights"):
+        build_plan(composed("drift", overrides), overrides)
+
+
 @pytest.mark.parametrize(
     ("overrides", "complaint"),
     [
@@ -180,7 +190,7 @@ def test_another_first_frame_comes_with_its_own_words(tmp_path):
         (["compare=nonsense:[1,2]"], "does not compose.*option or a group of lingbot-drift"),
         (["compare=num_chunks:[1,2]"], "num_chunks must be the same for all settings"),
         (["compare=model.num_layers:[1,2]"], "another world.*model.num_layers.*choose kernels"),
-        (["compare=weights:[null,lingbot/worlds/blockworld]"], "with another weights"),
+        (["compare=weights:[null,lingbot/worlds/blockworld]"], "was trained with"),
         (["compare=sampler:[v1_shift5,v2_shift5]"], "another world.*sampler.indices"),
         (["compare=camera.translation_scale:[0.2,0.3]"], "camera.translation_scale"),
         (["compare=frames_per_chunk:[3,2]"], "another world.*camera.frames_per_chunk"),
@@ -190,8 +200,8 @@ def test_another_first_frame_comes_with_its_own_words(tmp_path):
         (["num_chunks=1000000000"], "num_chunks=1000000000"),
         (["num_chunks=90000", "kv_cache=sliding"], "num_frames=1079997: .* to 20,000"),
         (["model.num_layers=1000000"], "GiB of memory would be needed"),
-        (["prompt="], "prompt is empty"),
-        (["prompt='  '"], "prompt is empty"),
+        (["prompt="], "prompt= is empty"),
+        (["prompt='  '"], "prompt= is empty"),
         (["compare=kv_cache:[sliding,full]", "num_chunks=40"], "choose kv_cache=sliding"),
         (["layers=[0,3]"], r"layers=\[0, 3\].*from 0 to 2"),
         (["layers=[]"], "null for first, middle and last"),
@@ -202,7 +212,6 @@ def test_another_first_frame_comes_with_its_own_words(tmp_path):
         (["image=nowhere.png", "prompt=red"], "nowhere.png"),
         (["image=/dev/zero", "prompt=red"], "a device"),
         (["prompt=''"], "prompt= is empty"),
-        (["prompt='  '"], "prompt= is empty"),
         (["device=tpu"], "device='tpu'"),
         (["seed=-1"], "seed=-1"),
         (["weights=nowhere"], "nowhere"),

@@ -24,7 +24,7 @@ CPU = {"accelerator": "cpu"}
     [
         ("devices", [0, -2, True, 1.5, "abc", "0", [0, 0], "1,1", [], 64]),
         ("num_nodes", [0, -1, 1.5, True, "two"]),
-        ("precision", ["31", "double", "bf17-mixed", 31]),
+        ("precision", ["31", "double", "bf17-mixed", 31, "16-mixed", 16]),
         ("gradient_clip_val", [-1, math.nan, math.inf, "small"]),
         ("accumulate_grad_batches", [0, -1, 1.5]),
         ("log_every_n_steps", [0, -1, 2.5]),

@@ -6,7 +6,6 @@ import pytest
 import torch
 from hydra import initialize_config_module
 from hydra.core.global_hydra import GlobalHydra
-from hydra.errors import HydraException
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from PIL import Image
@@ -103,7 +102,7 @@ def test_worlds_that_are_not_there_are_refused_by_name(tmp_path):
         load_world("moon")
     with pytest.raises(UserError, match=r"no world in .*transformer\.safetensors"):
         load_world(tmp_path / "nothing")
-    with pytest.raises(HydraException, match="modle"):
+    with pytest.raises(UserError, match="modle"):
         load_world(overrides=[*TINY_DRIVE, "modle=tiny"])
 
 

@@ -12,6 +12,16 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from lingbot.parallel.failure import RankFailure, is_interrupt, tell
 
+OWN_ERRORS = "LINGBOT_OWN_ERRORS"  # HYDRA_FULL_ERROR is our doing, not the user's
+
+
+def shows_all() -> bool:
+    """Whether the user wants tracebacks; Hydra is made to leave errors to us."""
+    asked = os.environ.get("HYDRA_FULL_ERROR") == "1" and OWN_ERRORS not in os.environ
+    if not asked:
+        os.environ["HYDRA_FULL_ERROR"] = os.environ[OWN_ERRORS] = "1"
+    return asked
+
 
 def exit_code(end: SystemExit, began: bool, rank: int) -> Any:
     """As shells expect of a process that a signal ends: 130 for Ctrl-C, 143 for SIGTERM.

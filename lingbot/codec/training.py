@@ -126,10 +126,10 @@ class CodecModule(LightningModule):
         return check_optimizer(self.optimizer, self.scheduler)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        note_endless(self.trainer, checkpoint)
+        note_endless(self._trainer, checkpoint)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        align_progress(self.trainer, checkpoint)
+        align_progress(self._trainer, checkpoint)
 
     def configure_optimizers(self) -> Any:
         optimizer = self.optimizer(self.parameters())

@@ -38,20 +38,25 @@ def step_generator(seed: int, data_rank: int, step: int, batch_idx: int) -> torc
     return torch.Generator().manual_seed(key & 0x7FFF_FFFF_FFFF_FFFF)
 
 
-def note_endless(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
-    """Notes in a checkpoint whether its training has one endless epoch."""
+def note_endless(trainer: Trainer | None, checkpoint: dict[str, Any]) -> None:
+    """Notes in a checkpoint whether its training has one endless epoch.
+
+    A module that no Trainer trains notes nothing.
+    """
+    if trainer is None:
+        return
     sampler = getattr(trainer.train_dataloader, "sampler", None)
     bounded = getattr(trainer, "overfit_batches", 0) > 0 or trainer.limit_train_batches != 1.0
     checkpoint[ENDLESS] = isinstance(sampler, EndlessSampler) and not bounded
 
 
-def align_progress(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
+def align_progress(trainer: Trainer | None, checkpoint: dict[str, Any]) -> None:
     """Makes a checkpoint's counters those between two steps of the one endless epoch.
 
     Those of a training whose epochs end stay as they are.
     """
     loops = checkpoint.get("loops", {}).get("fit_loop")
-    if loops is None or not checkpoint.get(ENDLESS, False):
+    if trainer is None or loops is None or not checkpoint.get(ENDLESS, False):
         return
     step = checkpoint["global_step"]
     batches = step * trainer.accumulate_grad_batches

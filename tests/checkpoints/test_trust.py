@@ -112,7 +112,8 @@ def test_interpolations_that_read_more_than_the_run_are_refused(value):
 
 @pytest.mark.parametrize(
     "value",
-    ["${model.dim}", "${a.${b}.c}", "${run_started:}", "${shipped_world:blockworld}/codec",
+    ["${model.dim}", "${a.${b}.c}", "${claim_folder:${paths.root_dir}/${command}}",
+     "${shipped_world:blockworld}/codec",
      "${instance_of:codec}", '${oc.decode:${oc.env:LOCAL_WORLD_SIZE,"1"}}',
      "${oc.env:WANDB_MODE,offline}", "plain $ text"],
 )  # fmt: skip

@@ -7,7 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from lingbot.data.file_checks import check_input_file, check_output_file
+from lingbot.data.file_checks import (
+    check_input_file,
+    check_output_file,
+    check_output_folder,
+)
 
 
 def test_a_file_to_write_may_be_new_be_there_and_lie_in_new_folders(tmp_path: Path) -> None:
@@ -55,3 +59,28 @@ def test_a_file_to_read_is_there_and_not_too_large(tmp_path: Path) -> None:
         check_input_file(tmp_path / "a.txt", "words", 3)
     with pytest.raises(FileNotFoundError, match=r"b\.txt: it should hold words"):
         check_input_file(tmp_path / "b.txt", "words", 3)
+
+
+def test_a_format_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
+    assert check_output_file(tmp_path / "steps.PNG", [".png"]) == tmp_path / "steps.PNG"
+    for name in ("steps", "steps.mp4"):
+        with pytest.raises(
+            ValueError, match=rf"{name} names no format: let it end in \.png, \.pdf"
+        ):
+            check_output_file(tmp_path / name, [".png", ".pdf"])
+
+
+def test_a_folder_to_write_to_takes_files_or_can_be_made(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for fine in (tmp_path, tmp_path / "a" / "b"):
+        assert check_output_folder(fine) == fine
+    assert not (tmp_path / "a").exists()
+    for path, complaint in (
+        ("/dev/null", "is no folder"),
+        (tmp_path / "file", "is no folder"),
+        (tmp_path / "file" / "x", "file takes no files"),
+        ("/proc/x", "/proc takes no files"),
+        (" ", "give its path"),
+    ):
+        with pytest.raises(ValueError, match=complaint):
+            check_output_folder(path)

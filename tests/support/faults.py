@@ -145,7 +145,7 @@ def _rank(rank: int, command: str, arguments: list[str], folder: Path) -> None:
         os.dup2(output, stream.fileno())
     os.environ.update(
         RANK=str(rank), LOCAL_RANK=str(rank), GROUP_RANK="0", WORLD_SIZE="2", LOCAL_WORLD_SIZE="2",
-        TORCHELASTIC_RUN_ID="test", MASTER_ADDR="localhost", MASTER_PORT="0",
+        TORCHELASTIC_RUN_ID="test", MASTER_ADDR="localhost", MASTER_PORT="29500",
     )  # fmt: skip
     dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
     sys.argv = arguments
