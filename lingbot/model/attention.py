@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from lingbot.model.exchange import Memory
+from lingbot.model.linear import Linear
 from lingbot.model.rope import rotate
 
 # At this model's sizes cuDNN's kernel reaches 601 TFLOP/s on an H200, PyTorch's flash kernel 320.
@@ -85,10 +86,10 @@ class Projections(nn.Module):
     def __init__(self, dim: int, num_heads: int, eps: float) -> None:
         super().__init__()
         self.num_heads = num_heads
-        self.q = nn.Linear(dim, dim)
-        self.k = nn.Linear(dim, dim)
-        self.v = nn.Linear(dim, dim)
-        self.o = nn.Linear(dim, dim)
+        self.q = Linear(dim, dim)
+        self.k = Linear(dim, dim)
+        self.v = Linear(dim, dim)
+        self.o = Linear(dim, dim)
         self.norm_q = RMSNorm(dim, eps)
         self.norm_k = RMSNorm(dim, eps)
         # q, k, v and k, v in one matmul, see `lingbot.model.kernels`

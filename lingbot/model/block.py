@@ -13,6 +13,7 @@ from lingbot.model.attention import AttentionMemory, CrossAttention, SelfAttenti
 from lingbot.model.camera_conditioner import CameraConditioner, ConditionerCache
 from lingbot.model.exchange import Exchange, Memory
 from lingbot.model.fp8_attention import decode_values, encode, encode_keys_values
+from lingbot.model.linear import Linear
 
 
 def modulated_norm(x: Tensor, scale: Tensor, shift: Tensor, eps: float) -> Tensor:
@@ -33,7 +34,7 @@ class Block(CameraConditioner):
         self.norm3 = nn.LayerNorm(dim, eps=eps)
         self.cross_attn = CrossAttention(dim, num_heads, eps)
         self.ffn = nn.Sequential(
-            nn.Linear(dim, ffn_dim), nn.GELU(approximate="tanh"), nn.Linear(ffn_dim, dim)
+            Linear(dim, ffn_dim), nn.GELU(approximate="tanh"), Linear(ffn_dim, dim)
         )
         self.make_camera_layers(dim)
 

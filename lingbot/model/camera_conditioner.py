@@ -14,6 +14,8 @@ from typing import Literal, get_args
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lingbot.model.linear import Linear
+
 Policy = Literal["step", "denoise", "off"]
 ScaleShift = tuple[Tensor, Tensor]
 
@@ -30,10 +32,10 @@ class CameraConditioner(nn.Module):
     cam_shift_layer: nn.Linear
 
     def make_camera_layers(self, dim: int) -> None:
-        self.cam_injector_layer1 = nn.Linear(dim, dim)
-        self.cam_injector_layer2 = nn.Linear(dim, dim)
-        self.cam_scale_layer = nn.Linear(dim, dim)
-        self.cam_shift_layer = nn.Linear(dim, dim)
+        self.cam_injector_layer1 = Linear(dim, dim)
+        self.cam_injector_layer2 = Linear(dim, dim)
+        self.cam_scale_layer = Linear(dim, dim)
+        self.cam_shift_layer = Linear(dim, dim)
 
     def scale_shift(self, rays: Tensor) -> ScaleShift:
         """Embedded rays [B, C, L, dim] -> scale and shift of the same shape."""

@@ -11,8 +11,9 @@ from copy import copy
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+
+from lingbot.model.linear import linear
 
 FP8 = torch.float8_e4m3fn
 LARGEST = 448.0  # of e4m3
@@ -87,4 +88,4 @@ class Fp8Linear(nn.Module):
 
 def scaled_matmul(rows: Tensor, weight: Tensor, scale: Tensor, weight_scale: Tensor) -> Tensor:
     """The same product spelled out in float32: what the fp8 kernel is held against."""
-    return F.linear(rows.float(), weight.float()) * scale * weight_scale
+    return linear(rows.float(), weight.float()) * scale * weight_scale

@@ -19,6 +19,7 @@ from lingbot.model.block import Block
 from lingbot.model.fp8 import Fp8Linear
 from lingbot.model.fp8_attention import check_frontend
 from lingbot.model.fused import fuse_parts
+from lingbot.model.linear import Linear
 from lingbot.model.transformer import CausalLingBotTransformer
 
 log = logging.getLogger(__name__)
@@ -130,14 +131,14 @@ def pack_qkv(block: Block) -> None:
     attention = block.self_attn
     apart = (attention.q, attention.k, attention.v)
     dim = attention.q.in_features
-    packed = nn.Linear(dim, 3 * dim, device="meta", dtype=attention.q.weight.dtype)
+    packed = Linear(dim, 3 * dim, device="meta", dtype=attention.q.weight.dtype)
     packed.weight = nn.Parameter(torch.cat([layer.weight for layer in apart]), requires_grad=False)
     packed.bias = nn.Parameter(torch.cat([layer.bias for layer in apart]), requires_grad=False)
     for layer, weight, bias in zip(
         apart, packed.weight.chunk(3), packed.bias.chunk(3), strict=True
     ):
         layer.weight.data, layer.bias.data = weight, bias
-    pair = nn.Linear(dim, 2 * dim, device="meta", dtype=packed.weight.dtype)
+    pair = Linear(dim, 2 * dim, device="meta", dtype=packed.weight.dtype)
     pair.weight = nn.Parameter(packed.weight[dim:], requires_grad=False)
     pair.bias = nn.Parameter(packed.bias[dim:], requires_grad=False)
     object.__setattr__(attention, "packed", packed)  # not a submodule: its weights have names

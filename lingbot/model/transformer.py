@@ -22,6 +22,7 @@ from lingbot.model.camera_conditioner import ConditionerCache
 from lingbot.model.checks import check_count, check_number
 from lingbot.model.exchange import Exchange
 from lingbot.model.fp8 import FP8
+from lingbot.model.linear import Linear, linear
 from lingbot.model.recompute import run_block
 from lingbot.model.rope import Grid, RopeTables
 from lingbot.model.time_embedding import TimeEmbedding, sinusoid
@@ -119,7 +120,7 @@ class Head(nn.Module):
     def __init__(self, dim: int, out_features: int, eps: float) -> None:
         super().__init__()
         self.eps = eps
-        self.head = nn.Linear(dim, out_features)
+        self.head = Linear(dim, out_features)
         self.modulation = nn.Parameter(torch.randn(1, 2, dim) / dim**0.5)
 
     def forward(self, x: Tensor, e: Tensor) -> Tensor:
@@ -138,9 +139,9 @@ class CausalLingBotTransformer(nn.Module):
         self.patch_embedding = nn.Conv3d(
             c.in_channels, c.dim, kernel_size=c.patch_size, stride=c.patch_size
         )
-        self.patch_embedding_wancamctrl = nn.Linear(c.control_channels * patch, c.dim)
-        self.c2ws_hidden_states_layer1 = nn.Linear(c.dim, c.dim)
-        self.c2ws_hidden_states_layer2 = nn.Linear(c.dim, c.dim)
+        self.patch_embedding_wancamctrl = Linear(c.control_channels * patch, c.dim)
+        self.c2ws_hidden_states_layer1 = Linear(c.dim, c.dim)
+        self.c2ws_hidden_states_layer2 = Linear(c.dim, c.dim)
         self.text_embedding = nn.Sequential(
             nn.Linear(c.text_dim, c.dim), nn.GELU(approximate="tanh"), nn.Linear(c.dim, c.dim)
         )
@@ -278,7 +279,7 @@ class CausalLingBotTransformer(nn.Module):
         frames_per_chunk = frames // len(first_frames)
         patches = exchange.shard(self._patches(latents, frames_per_chunk), dim=2)
         weight, bias = self.patch_embedding.weight, self.patch_embedding.bias
-        x = F.linear(patches.to(self.dtype), weight.flatten(1), bias).float()
+        x = linear(patches.to(self.dtype), weight.flatten(1), bias).float()
         grid = self.config.grid(frames_per_chunk, height, width)
         return x, self.rope(grid, first_frames, exchange, x.device)
 
