@@ -27,7 +27,13 @@ from lingbot.benchmark.measure import Measurement
 from lingbot.benchmark.plan import Plan
 from lingbot.benchmark.records import RankRecord
 from lingbot.benchmark.settings import Setting
-from lingbot.parallel.failure import Failure, RankFailure, is_follow_up, log_quietly
+from lingbot.parallel.failure import (
+    Failure,
+    RankFailure,
+    is_follow_up,
+    is_interrupt,
+    log_quietly,
+)
 from lingbot.termination import end_with_parent
 
 CAUSE_S = 3.0  # until a rank that misses another one is taken at its word
@@ -161,7 +167,8 @@ def _rank(
             dist.destroy_process_group()
     except BaseException as error:
         kind = "followed" if is_follow_up(error) else "failed"
-        _send(sender, kind, (Failure.of_error(rank, error, ""), traceback.format_exc()))
+        trace = "" if is_interrupt(error) else traceback.format_exc()
+        _send(sender, kind, (Failure.of_error(rank, error, ""), trace))
     finally:
         sender.close()
 

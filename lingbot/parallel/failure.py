@@ -73,7 +73,8 @@ class Failure:
             what = f"raised {name}: {message}" if message else f"raised {name}"
             code = 2 if isinstance(error, UserError) else 1
         # what the first rank raises is shown where it is raised
-        log = log_quietly("Failed", error) if rank > 0 else None
+        shown = rank == 0 or is_interrupt(error)
+        log = None if shown else log_quietly("Failed", error)
         return cls(rank, os.getpid(), what, where, code, log, present=True)
 
     def to_text(self) -> str:
