@@ -43,6 +43,7 @@ CAUSE_S = 3.0  # until an error that says that somebody is gone is told as it is
 STUCK_S = 2.5  # after another rank was lost: this one waits for it
 FILES_S = 5.0  # for callbacks to finish their files
 FOLLOW_S = 1.5  # for ranks that have no files to end
+TOGETHER_S = 5.0  # for ranks that all have been told to end
 LEAVE_S = 30.0  # for the first rank to end after an exception
 
 
@@ -76,9 +77,9 @@ def watching(
         watch.wait_for_others()
     except BaseException as error:
         failure = watch.explain(error)
+        watch.end_others(FOLLOW_S if failure else TOGETHER_S)
         if failure is None:
             raise
-        watch.end_others()
         if failure.rank == watch.rank == 0:
             error.add_note(watch.sentence())
             raise
@@ -188,9 +189,9 @@ class RankWatch(L.Callback):
             time.sleep(0.02)
         self._board.leave()
 
-    def end_others(self) -> None:
-        """Ends the ranks that this one has started, if they do not end by themselves."""
-        until = time.monotonic() + FOLLOW_S
+    def end_others(self, patience_s: float = FOLLOW_S) -> None:
+        """Ends the ranks that this one has started, if they do not end by themselves until then."""
+        until = time.monotonic() + patience_s
         for process in self._processes:
             with suppress(subprocess.TimeoutExpired):
                 process.wait(max(0.0, until - time.monotonic()))
