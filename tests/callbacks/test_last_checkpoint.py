@@ -45,7 +45,7 @@ def fit(module: Worsens, folder: Path, steps: int, resume: Path | None = None) -
         enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0,
     )  # fmt: skip
     loader = DataLoader(torch.ones(20, 1), batch_size=2)
-    trainer.fit(module, loader, DataLoader(torch.ones(2, 1)), ckpt_path=resume, weights_only=True)
+    trainer.fit(module, loader, DataLoader(torch.ones(1, 1)), ckpt_path=resume, weights_only=True)
     return trainer
 
 
