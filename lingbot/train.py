@@ -16,7 +16,7 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from lingbot.building import build
-from lingbot.callbacks import TrainingSpeed
+from lingbot.callbacks import LastCheckpoint, TrainingSpeed
 from lingbot.checkpoints.merging import check_exportable
 from lingbot.checkpoints.run_checkpoint import check_state, read_shapes
 from lingbot.checkpoints.world_file import training_record
@@ -41,6 +41,7 @@ from lingbot.launch import (
 from lingbot.memory import check_fits, training_need
 from lingbot.model import CausalLingBotTransformer
 from lingbot.module import LingBotModule
+from lingbot.parallel.rank_watch import watching
 from lingbot.parallel.sequence_parallel import SequenceParallelMixin
 from lingbot.parallel.strategy import ShardedSequenceParallelStrategy
 from lingbot.parts import check_codec, weigh_codec
@@ -67,6 +68,7 @@ def train(cfg: DictConfig) -> dict[str, float]:
 
     Raises:
         UserError: for values that cannot be trained with; nothing has been started.
+        RankFailure: another rank was lost; the newest checkpoint is whole.
     """
     with refusing() as preparation:
         check_options(cfg)
@@ -96,7 +98,8 @@ def train(cfg: DictConfig) -> dict[str, float]:
         try:
             trainer.loggers = loggers = build_loggers(cfg)
             log_configuration(cfg, loggers)
-            trainer.fit(module, datamodule=data, ckpt_path=cfg.ckpt_path, weights_only=True)
+            with watching(trainer, lambda _: kept(trainer)):
+                trainer.fit(module, datamodule=data, ckpt_path=cfg.ckpt_path, weights_only=True)
         finally:
             finish_loggers(loggers)
     wanted = cfg.export_dir is not None and not cfg.trainer.get("fast_dev_run")
@@ -105,6 +108,12 @@ def train(cfg: DictConfig) -> dict[str, float]:
         trained = training_record(command(), trainer.global_step, world_before(cfg))
         save_world(module, cfg.export_dir, trained, cfg.fps)
     return {name: float(value) for name, value in trainer.callback_metrics.items()}
+
+
+def kept(trainer: L.Trainer) -> str:
+    """What is left of a training that has ended in the middle of a step, in words."""
+    checkpoints = (c for c in trainer.callbacks if isinstance(c, LastCheckpoint))  # type: ignore[attr-defined]
+    return next((checkpoint.kept for checkpoint in checkpoints), "no checkpoint was kept")
 
 
 def check_ranks(trainer: L.Trainer, module: L.LightningModule) -> None:
