@@ -37,6 +37,13 @@ class LastCheckpoint(Checkpoint):
         self._step = 0  # at which the ranks last agreed
         self._saved = -1  # step of the newest checkpoint
 
+    @property
+    def kept(self) -> str:
+        """What there is to go on from, in words."""
+        if self._saved < 0:
+            return "no checkpoint was kept yet"
+        return f"go on from step {self._saved} by ckpt_path={self.path.resolve()}"
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Several ranks listen; a group on their hosts lets them agree without any device."""
         self._saved = -1

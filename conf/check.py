@@ -69,7 +69,9 @@ def _schemas(node: DictConfig, path: str = "") -> Iterator[tuple[str, DictConfig
     ours = target is None or str(target).startswith(OURS)  # another's class has its own options
     if is_dataclass(kind) and kind.__module__.startswith(OURS) and ours:
         yield path, node
-    for key in map(str, node):
+    for key in node:
+        if not isinstance(key, str):  # numbers in {step: prompt}
+            continue
         if OmegaConf.is_missing(node, key) or OmegaConf.is_interpolation(node, key):
             continue
         value = node[key]

@@ -7,7 +7,7 @@ Nothing is built or loaded before `configure_model`, so every value is checked f
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from lingbot.codec.split import check_decode, make_decoder
 from lingbot.codec.video import VideoCodec, frames_to_uint8
 from lingbot.data.clip_batch import clip_rays, first_drive
 from lingbot.data.first_frame import FrameSource
-from lingbot.diffusion import FewStepSampler, FlowMatching
+from lingbot.diffusion import FewStepSampler
 from lingbot.errors import loading
 from lingbot.model import (
     CachedTransformer,
@@ -47,6 +47,7 @@ from lingbot.parallel.sharding import shard_weights
 from lingbot.parallel.strategy import ShardedSequenceParallelStrategy
 from lingbot.realtime.session import RealtimeSession
 from lingbot.realtime.start import Start, next_start
+from lingbot.training.objective import Objective
 from lingbot.training.optimizer_check import check_optimizer
 from lingbot.training.resume import align_progress, note_endless, step_generator
 
@@ -108,7 +109,7 @@ class LingBotModule(L.LightningModule):
         conditioner_cache: str = "step",
         kernels: Kernels = REFERENCE,
         recompute: str = "nothing",
-        objective: FlowMatching | None = None,
+        objective: Objective | None = None,
         optimizer: Callable[[Iterable[nn.Parameter]], Optimizer] | None = None,
         scheduler: Callable[[Optimizer], Any] | None = None,
         weights: str | Path | None = None,
@@ -301,15 +302,14 @@ class LingBotModule(L.LightningModule):
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """Batch of clips (see `lingbot.data.blockworld_clips`) -> loss."""
-        assert self.objective is not None
-        resample = self.objective.resamples(self.global_step)
         self._check_finite()
-        losses = self._losses(batch, self._generator(self.global_step, batch_idx), resample)
+        generator = self._generator(self.global_step, batch_idx)
+        losses = self._losses(batch, generator, self.global_step)
         self._last_loss = self.global_step, losses["loss"].detach().isfinite()
         if self.device.type == "cpu":
             self._check_finite()
-        self.log("train/loss", losses["loss"], prog_bar=True)
-        self.log("train/clean_error", losses["clean_error"])
+        for name, value in losses.items():
+            self.log(f"train/{name}", value, prog_bar=name == "loss")
         return losses["loss"]
 
     def on_validation_start(self) -> None:
@@ -336,8 +336,9 @@ class LingBotModule(L.LightningModule):
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         losses = self._losses(batch, self._generator(-1, batch_idx))
         size = len(batch["prompt"])
-        self.log("val/loss", losses["loss"], prog_bar=True, sync_dist=True, batch_size=size)
-        self.log("val/clean_error", losses["clean_error"], sync_dist=True, batch_size=size)
+        for name, value in losses.items():
+            shown = name == "loss"
+            self.log(f"val/{name}", value, prog_bar=shown, sync_dist=True, batch_size=size)
 
     def check_training(self) -> float:
         """Refuses what cannot be trained; builds no weight.
@@ -379,8 +380,8 @@ class LingBotModule(L.LightningModule):
         return torch.cat(steps), truth
 
     def _losses(
-        self, batch: dict[str, Any], generator: torch.Generator, resample: bool = False
-    ) -> dict[str, Tensor]:
+        self, batch: dict[str, Any], generator: torch.Generator, step: int | None = None
+    ) -> Mapping[str, Tensor]:
         assert self.objective is not None
         assert self.transformer is not None
         clean = batch["latents"]
@@ -393,7 +394,7 @@ class LingBotModule(L.LightningModule):
             cache=self.kv_cache,
             exchange=self.exchange(),
             generator=generator,
-            resample=resample,
+            step=step,
         )
 
     def _generator(self, step: int, batch_idx: int) -> torch.Generator:

@@ -11,18 +11,18 @@ from pathlib import Path
 import lightning as L
 import torch
 from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
 from lightning.pytorch.callbacks import LearningRateMonitor
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig
 from torch import Tensor
 
 from lingbot.building import build
-from lingbot.callbacks import TrainingSpeed
+from lingbot.callbacks import LastCheckpoint, TrainingSpeed
 from lingbot.checkpoints.checkpoint_io import write_whole_checkpoints
 from lingbot.checkpoints.merging import check_exportable
 from lingbot.checkpoints.run_checkpoint import check_state, read_shapes
 from lingbot.checkpoints.world_file import training_record
+from lingbot.cli.sweep import searching
 from lingbot.codec.training import CodecModule
 from lingbot.data.blockworld_module import BlockWorldDataModule
 from lingbot.drive import build_module, check_files
@@ -44,6 +44,7 @@ from lingbot.launch import (
 from lingbot.memory import check_fits, training_need
 from lingbot.model import CausalLingBotTransformer
 from lingbot.module import LingBotModule
+from lingbot.parallel.rank_watch import watching
 from lingbot.parallel.sequence_parallel import SequenceParallelMixin
 from lingbot.parallel.strategy import ShardedSequenceParallelStrategy
 from lingbot.parts import check_codec, weigh_codec
@@ -76,6 +77,7 @@ def train(cfg: DictConfig) -> dict[str, float]:
 
     Raises:
         UserError: for values that cannot be trained with; nothing has been started.
+        RankFailure: another rank was lost; the newest checkpoint is whole.
     """
     with refusing() as preparation:
         check_options(cfg)
@@ -93,11 +95,11 @@ def train(cfg: DictConfig) -> dict[str, float]:
         write_whole_checkpoints(trainer)
         check_training(module)
         check_length(trainer, data)
-        check_watched(trainer, module, cfg.optimized_metric if searching() else None)
         check_ranks(trainer, module)
         check_clips(trainer, data, module)
         check_memory(trainer, module, data)
         check_callbacks(trainer, module)
+        check_watched(trainer, module, cfg.optimized_metric if searching() else None)
         check_precision(trainer, module)
         check_resumed(trainer, module, cfg.ckpt_path, cfg.trust_run_code)
         if cfg.export_dir is not None and isinstance(module, LingBotModule):
@@ -108,7 +110,8 @@ def train(cfg: DictConfig) -> dict[str, float]:
         try:
             trainer.loggers = loggers = build_loggers(cfg)
             log_configuration(cfg, loggers)
-            trainer.fit(module, datamodule=data, ckpt_path=cfg.ckpt_path, weights_only=True)
+            with watching(trainer, lambda _: kept(trainer)):
+                trainer.fit(module, datamodule=data, ckpt_path=cfg.ckpt_path, weights_only=True)
         finally:
             finish_loggers(loggers)
     wanted = cfg.export_dir is not None and not cfg.trainer.get("fast_dev_run")
@@ -126,11 +129,10 @@ def build_callbacks(cfg: DictConfig) -> list[L.Callback]:
     return [each for each in made if logs or not isinstance(each, LearningRateMonitor)]
 
 
-def searching() -> bool:
-    """Whether this is a job of a sweeper that decides by its result what comes next."""
-    if not HydraConfig.initialized() or HydraConfig.get().mode != RunMode.MULTIRUN:
-        return False
-    return not str(HydraConfig.get().sweeper._target_).endswith(".BasicSweeper")
+def kept(trainer: L.Trainer) -> str:
+    """What is left of a training that has ended in the middle of a step, in words."""
+    checkpoints = (c for c in trainer.callbacks if isinstance(c, LastCheckpoint))  # type: ignore[attr-defined]
+    return next((checkpoint.kept for checkpoint in checkpoints), "no checkpoint was kept")
 
 
 def check_ranks(trainer: L.Trainer, module: L.LightningModule) -> None:

@@ -7,7 +7,9 @@ skipped, saying so.
 
 from __future__ import annotations
 
+import logging
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 # before torch is imported: the tests' processes share few cores
@@ -26,6 +28,13 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread() -> None:
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _log_level() -> Iterator[None]:
+    """Commands set the level of the package's log, for a process that is theirs alone."""
+    yield
+    logging.getLogger("lingbot").setLevel(logging.NOTSET)
 
 
 @pytest.fixture(scope="session")

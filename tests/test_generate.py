@@ -113,8 +113,7 @@ def test_two_ranks_launched_by_lightning_make_the_same_video_in_one_folder(drive
     done = run(COMMAND, *arguments, f"paths.output_dir={out}")
     assert done.returncode == 0, done.stderr
     assert f"in {out}" in done.stdout
-    frames = [read_frames(path).astype(int) for path in (out / "drive.mp4", drive_path(drive))]
-    assert np.abs(frames[0] - frames[1]).max() <= 1
+    assert (out / "drive.mp4").read_bytes() == drive_path(drive).read_bytes()
     assert (out / ".hydra" / "config.yaml").is_file()
     assert [path.name for path in tmp_path.iterdir()] == ["two ranks"]
 
@@ -126,8 +125,7 @@ def test_two_ranks_of_torchrun_on_the_variable_path_share_a_dated_folder(drive, 
     done = run(sys.executable, *torchrun, COMMAND, *arguments, f"paths.root_dir={tmp_path}")
     assert done.returncode == 0, done.stderr
     (out,) = (tmp_path / "generate").iterdir()
-    frames = [read_frames(path).astype(int) for path in (out / "drive.mp4", drive_path(drive))]
-    assert np.abs(frames[0] - frames[1]).max() <= 1
+    assert (out / "drive.mp4").read_bytes() == drive_path(drive).read_bytes()
     assert "variable" in (out / "steps.csv").read_text()
 
 
@@ -136,8 +134,9 @@ def drive_path(drive: dict) -> Path:
 
 
 @pytest.mark.processes
-@pytest.mark.parametrize("ranks", [1, 2])
-@pytest.mark.parametrize("ending", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    ("ranks", "ending"), [(1, signal.SIGTERM), (1, signal.SIGINT), (2, signal.SIGINT)]
+)
 def test_a_drive_that_is_told_to_end_ends_with_its_files_complete(ranks, ending, tmp_path):
     """At the end of a step, with the exit code that shells give such a process."""
     many = ["num_steps=50000", "kv_cache=sliding", f"trainer.devices={ranks}"]
@@ -266,9 +265,9 @@ def test_a_misspelt_option_ends_in_exit_code_2_and_is_named(monkeypatch, capsys)
         (["model.num_layers=1000000"], "GiB of memory would be needed"),
         (["model.num_layers=100000000"], "model.num_layers=100000000: .* to 10,000,000"),
         (["model.text_len=100000000"], "model.text_len=100000000"),
-        (["scene=5"], "scene='5': choose blockworld"),
-        (["scene=''"], "scene='': choose blockworld"),
-        (["fps=99999999999"], "fps=99999999999: give a whole number from 1 to 1,000"),
+        (["scene=5"], "scene='5': give blockworld"),
+        (["scene=''"], "scene='': give blockworld"),
+        (["fps=99999999999"], "fps=99999999999: give a whole number from 1 to 240"),
         (["callbacks.video_writer.quality=abc"], "quality='abc'"),
         (
             ["callbacks.step_log.table=maybe"],

@@ -13,7 +13,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from lingbot.camera.actions import MOVE_KEYS, CameraDriver, check_keys
+from lingbot.camera.actions import IDLE, MOVE_KEYS, CameraDriver, check_keys
 from lingbot.camera.control_tensor import FOLD, NEEDS_KEYS, Kind, control_tensor
 from lingbot.camera.offline import offline_poses
 from lingbot.camera.plucker import Intrinsics, check_intrinsics
@@ -262,6 +262,15 @@ class CameraControl:
                 'or use translation_scale="offline", which spreads them over more poses.'
             )
         return scale_translations(relative_poses(poses[:, ::VIDEO_FRAMES]), self.scale.live)
+
+    def hold(self, keys: str) -> Controls:
+        """Controls of the next chunk with these keys held throughout; "" or "none" for no key.
+
+        Raises:
+            ValueError: an unknown or repeated key.
+        """
+        keys = "" if keys == IDLE else check_keys(keys)
+        return Controls((keys,) * frames_in_chunk(self._step, self.frames_per_chunk))
 
     def check(self, controls: Controls) -> None:
         """Raises ValueError for controls that do not fit the next chunk; nothing moves."""

@@ -69,6 +69,7 @@ class ControlStream:
         num_steps: int | None = None,
         prompt_events: Mapping[int, str] | None = None,
         history: History = "keep",
+        first_step: int = 0,
     ) -> "ControlStream":
         """Cut an action string, or the keys of each video frame, into steps.
 
@@ -78,12 +79,13 @@ class ControlStream:
             num_steps: drive this many steps, cutting off or holding still; None drives to the end.
             prompt_events: new prompt by the step it comes at.
             history: what the prompt events do with the caches of the past.
+            first_step: realtime step of the session at which the drive goes on.
 
         Raises:
             ValueError: bad actions, no steps, a prompt event outside the drive.
         """
         keys = parse_actions(actions) if isinstance(actions, str) else list(actions)
-        lengths = chunk_lengths(len(keys), frames_per_chunk, num_steps)
+        lengths = chunk_lengths(len(keys), frames_per_chunk, num_steps, first_step)
         held = frames_held(len(keys), lengths, "actions")
         frames = iter(keys + [""] * sum(held))
         events = check_events(prompt_events, len(lengths))
@@ -139,11 +141,14 @@ class ControlStream:
         return cls(steps, first_image=drive.image, prompt=drive.prompt)
 
 
-def chunk_lengths(num_frames: int, frames_per_chunk: int, num_steps: int | None) -> list[int]:
+def chunk_lengths(
+    num_frames: int, frames_per_chunk: int, num_steps: int | None, first_step: int = 0
+) -> list[int]:
     """Video frames that each step adds to the first one, in steps enough for `num_frames`."""
     if frames_per_chunk < 1:
         raise ValueError(f"frames_per_chunk={frames_per_chunk}: at least 1 is needed.")
-    first, later = frames_in_chunk(0, frames_per_chunk), frames_in_chunk(1, frames_per_chunk)
+    first = frames_in_chunk(first_step, frames_per_chunk)
+    later = frames_in_chunk(first_step + 1, frames_per_chunk)
     if num_steps is None:
         num_steps = 1 + math.ceil(max(num_frames - first, 0) / later)
     if not 1 <= num_steps <= MOST_STEPS:

@@ -8,6 +8,7 @@ what should be.
 
 import codecs
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -121,22 +122,23 @@ def read_intrinsics(path: Path, num_poses: int) -> Intrinsics:
     if (rows != rows[0]).any():
         log.info("%s changes along the drive: the first row is used throughout.", path)
     try:
-        return check_centred(check_intrinsics(rows[0].tolist()))
+        if min(rows[0][:2]) > 0:  # first, since it says how normalised ones are scaled
+            check_centred(rows[0].tolist())
+        return check_intrinsics(rows[0].tolist())
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
 
 
-def check_centred(intrinsics: Intrinsics) -> Intrinsics:
-    """Return intrinsics whose principal point is near the middle of the size they are given for.
+def check_centred(intrinsics: Sequence[float]) -> None:
+    """Refuses intrinsics whose principal point is far from the middle of the size they are for.
 
     Raises:
-        ValueError: for others, which are those of a picture of another size; with what they would
-            be here.
+        ValueError: they are those of a picture of another size; with what they would be here.
     """
     fx, fy, cx, cy = intrinsics
     height, width = GIVEN_FOR
     if abs(cx / width - 0.5) <= OFF_CENTRE and abs(cy / height - 0.5) <= OFF_CENTRE:
-        return intrinsics
+        return
     remedy = "give fx, fy, cx, cy in pixels of that size"
     if cx > 0 and cy > 0:
         across, down = width / (2 * cx), height / (2 * cy)

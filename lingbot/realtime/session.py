@@ -14,7 +14,7 @@ behind. A CPU does one thing at a time, so there `step` returns before the conte
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from types import TracebackType
 from typing import NamedTuple
@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from lingbot.camera.controls import CameraControl, Controls
 from lingbot.codec.streaming import PictureStream
 from lingbot.codec.video import VideoCodec, uint8_to_frames
+from lingbot.data.control_stream import ControlStream
 from lingbot.data.first_frame import FrameSource
 from lingbot.diffusion.sampler import FewStepSampler
 from lingbot.model import CachedTransformer
@@ -125,8 +126,11 @@ class RealtimeSession:
 
     @torch.inference_mode(False)
     @torch.no_grad()
-    def step(self, controls: Controls) -> Tensor:
+    def step(self, controls: Controls | str) -> Tensor:
         """One realtime step, up to its frames.
+
+        Args:
+            controls: of the chunk, or the keys that are held throughout it, as "w" or "jw".
 
         Returns:
             frames: uint8 [T, H, W, 3] on the CPU; T is 4 (f - 1) + 1 in the first step, then 4 f.
@@ -139,6 +143,8 @@ class RealtimeSession:
             FloatingPointError: for a chunk that is not finite.
         """
         self._check_open()
+        if isinstance(controls, str):
+            controls = self.camera.hold(controls)
         self.camera.check(controls)
         self.model.memory.check_place(self.first_latent_frame)
         account = StepAccount(self.step_index, self.device)
@@ -169,6 +175,27 @@ class RealtimeSession:
             self._accounts.append(account)
             self.step_index += 1
         return frames
+
+    def drive(self, actions: str | Sequence[str]) -> Iterator[Tensor]:
+        """Drives on: the frames of one realtime step after another, uint8 [T, H, W, 3].
+
+        A drive that does not fill its last chunk is held still to the chunk's end.
+
+        Args:
+            actions: "w-24,jw-24", or one string of held keys a video frame.
+
+        Raises:
+            ValueError: bad actions; and as `step` does.
+        """
+        self._check_open()
+        frames_per_chunk = self.model.grid.frames
+        stream = ControlStream.from_actions(actions, frames_per_chunk, first_step=self.step_index)
+        return self._driven(stream)
+
+    def _driven(self, stream: ControlStream) -> Iterator[Tensor]:
+        for controls in stream:
+            yield self.step(controls)
+            self.finish_chunk()
 
     @torch.inference_mode(False)
     @torch.no_grad()

@@ -118,7 +118,7 @@ def test_what_is_no_file_of_tensors_exits_with_2_in_one_line(golden_dir, tmp_pat
         ({"num_chunks": "5"}, "'noise' is [16, 18, 8, 12], by the metadata it is [16, 15, 8, 12]"),
         ({"num_chunks": "0"}, "by the metadata"),
         ({"frames_per_chunk": "-3"}, "by the metadata"),
-        ({"text_len": "1000000000"}, "text_len=1000000000: at most"),
+        ({"text_len": "1000000000"}, "text_len=1000000000: give a whole number"),
         ({"text_len": "2"}, "'text' is [13, 48]: up to 2 tokens"),
         ({"local_attn_size": "1000000000"}, "local_attn_size=1000000000: at most"),
         ({"local_attn_size": "0"}, "window"),

@@ -143,11 +143,11 @@ def test_fp8_linears_take_rows_that_are_quantised_already():
 
 def losses(transformer: CausalLingBotTransformer) -> Tensor:
     latents, condition, controls = chunk_inputs(SMALL, chunks=2)
-    objective = FlowMatching(FlowSchedule(5.0), history_noise=0.2)
+    objective = FlowMatching(FlowSchedule(5.0), history_noise=0.2, resampled_history=1.0)
     return objective(
         transformer, latents, condition, controls, torch.linspace(-1, 1, 5 * 16).view(1, 5, 16),
         cache=WINDOW, exchange=LocalExchange(SMALL.num_heads),
-        generator=torch.Generator().manual_seed(0), resample=True,
+        generator=torch.Generator().manual_seed(0), step=0,
     )["loss"]  # fmt: skip
 
 
