@@ -20,7 +20,7 @@ from lingbot.building import build
 from lingbot.callbacks import LastCheckpoint, TrainingSpeed
 from lingbot.checkpoints.checkpoint_io import write_whole_checkpoints
 from lingbot.checkpoints.merging import check_exportable
-from lingbot.checkpoints.run_checkpoint import check_state, read_shapes
+from lingbot.checkpoints.run_checkpoint import check_state, read_shapes, read_step
 from lingbot.checkpoints.world_file import training_record
 from lingbot.cli.sweep import searching
 from lingbot.codec.training import CodecModule
@@ -218,6 +218,13 @@ def check_resumed(
         held = read_shapes(Path(checkpoint), trusted)
         held = {name: tensor for name, tensor in held.items() if name.startswith(part)}
         check_state(Path(checkpoint), own, held, "this command's configuration")
+    step = read_step(Path(checkpoint), trusted)
+    if 0 <= trainer.max_steps <= step:
+        raise ValueError(
+            f"{checkpoint} is from step {step}, and trainer.max_steps={trainer.max_steps}: nothing "
+            "would be trained; raise it, or make a world of the checkpoint: python -m "
+            f"lingbot.world {checkpoint} FOLDER"
+        )
 
 
 def expected_state(module: L.LightningModule) -> tuple[dict[str, Tensor], str]:
