@@ -118,6 +118,6 @@ class LastCheckpoint(Checkpoint):
             or getattr(trainer, "fast_dev_run", False)
         ):
             return False
-        trainer.save_checkpoint(self.path)
+        trainer.save_checkpoint(self.path, weights_only=False)
         self._saved = trainer.global_step
         return True

@@ -96,6 +96,8 @@ class LingBotModule(L.LightningModule):
             world that `weights` names was trained with others.
     """
 
+    logged = ("train/loss", "train/clean_error", "val/loss", "val/clean_error")
+
     def __init__(
         self,
         model: TransformerConfig,

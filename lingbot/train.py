@@ -11,19 +11,22 @@ from pathlib import Path
 import lightning as L
 import torch
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from lightning.pytorch.callbacks import LearningRateMonitor
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig
 from torch import Tensor
 
 from lingbot.building import build
 from lingbot.callbacks import LastCheckpoint, TrainingSpeed
+from lingbot.checkpoints.checkpoint_io import write_whole_checkpoints
 from lingbot.checkpoints.merging import check_exportable
 from lingbot.checkpoints.run_checkpoint import check_state, read_shapes
 from lingbot.checkpoints.world_file import training_record
 from lingbot.codec.training import CodecModule
 from lingbot.data.blockworld_module import BlockWorldDataModule
 from lingbot.drive import build_module, check_files
-from lingbot.errors import loading
+from lingbot.errors import UserError, loading
 from lingbot.launch import (
     FirstStep,
     build_all,
@@ -46,6 +49,7 @@ from lingbot.parallel.sequence_parallel import SequenceParallelMixin
 from lingbot.parallel.strategy import ShardedSequenceParallelStrategy
 from lingbot.parts import check_codec, weigh_codec
 from lingbot.run_export import world_before
+from lingbot.training.endless import check_length, check_watched
 from lingbot.world import check_checkpoint, check_export, save_world
 
 
@@ -60,6 +64,11 @@ def train_and_tell(cfg: DictConfig) -> float | None:
         print(f"trained in {cfg.paths.output_dir}:")
         for name, value in sorted(metrics.items()):
             print(f"  {name:<20} {value:.6g}")
+    if searching() and cfg.optimized_metric not in metrics:
+        raise UserError(
+            f"optimized_metric={cfg.optimized_metric!r}: the training logged "
+            f"{', '.join(sorted(metrics)) or 'nothing'}; choose one of them"
+        )
     return metrics.get(cfg.optimized_metric)
 
 
@@ -79,11 +88,14 @@ def train(cfg: DictConfig) -> dict[str, float]:
         run_folder(cfg)
         data: L.LightningDataModule = build(cfg.data, "data", L.LightningDataModule)
         module: L.LightningModule = build_module(cfg, L.LightningModule)
-        callbacks = build_all(cfg.callbacks)
+        callbacks = build_callbacks(cfg)
         trainer: L.Trainer = build(
             cfg.trainer, "trainer", L.Trainer, callbacks=callbacks, logger=False
         )
+        write_whole_checkpoints(trainer)
         check_training(module)
+        check_length(trainer, data)
+        check_watched(trainer, module, cfg.optimized_metric if searching() else None)
         check_ranks(trainer, module)
         check_clips(trainer, data, module)
         check_memory(trainer, module, data)
@@ -114,6 +126,20 @@ def kept(trainer: L.Trainer) -> str:
     """What is left of a training that has ended in the middle of a step, in words."""
     checkpoints = (c for c in trainer.callbacks if isinstance(c, LastCheckpoint))  # type: ignore[attr-defined]
     return next((checkpoint.kept for checkpoint in checkpoints), "no checkpoint was kept")
+
+
+def build_callbacks(cfg: DictConfig) -> list[L.Callback]:
+    """The chosen callbacks; rates of learning are monitored where something is logged."""
+    logs = any(node is not None for node in (cfg.logger or {}).values())
+    made = build_all(cfg.callbacks)
+    return [each for each in made if logs or not isinstance(each, LearningRateMonitor)]
+
+
+def searching() -> bool:
+    """Whether this is a job of a sweeper that decides by its result what comes next."""
+    if not HydraConfig.initialized() or HydraConfig.get().mode != RunMode.MULTIRUN:
+        return False
+    return not str(HydraConfig.get().sweeper._target_).endswith(".BasicSweeper")
 
 
 def check_ranks(trainer: L.Trainer, module: L.LightningModule) -> None:

@@ -177,12 +177,28 @@ def test_sharded_weights_are_exported_whole_and_resumed(tmp_path):
     assert not torch.equal(moved[head], kept.transformer.state_dict()[head].half())
 
 
-def test_a_trained_codec_is_saved(tmp_path):
-    small = ["data.num_frames=5", "data.batch_size=1", "module.crops=null"]
-    overrides = ["experiment=blockworld_codec", *TINY_TRAINING, *small]
-    metrics = train(composed("train", overrides, tmp_path))
+TINY_CODEC_TRAINING = [
+    "experiment=blockworld_codec", *TINY_TRAINING, "data.num_frames=5", "module.crops=null",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_a_trained_codec_is_saved(tmp_path, precision):
+    own = [f"trainer.precision={precision}"]
+    metrics = train(composed("train", [*TINY_CODEC_TRAINING, *own], tmp_path))
     assert math.isfinite(metrics["val/psnr"])
     assert list(tmp_path.glob("train/*/codec/config.json"))
+
+
+def test_trained_weights_are_kept_when_what_comes_after_the_last_step_fails(tmp_path, monkeypatch):
+    def fail(*_):
+        raise RuntimeError("no room for statistics")
+
+    monkeypatch.setattr("lingbot.codec.training.latent_statistics", fail)
+    with pytest.raises(RuntimeError, match="no room for statistics"):
+        train(composed("train", [*TINY_CODEC_TRAINING, "trainer.max_steps=3"], tmp_path))
+    (last,) = tmp_path.glob("train/*/checkpoints/last.ckpt")
+    assert torch.load(last, weights_only=True)["global_step"] == 3
 
 
 @pytest.mark.parametrize(

@@ -47,6 +47,8 @@ class CodecModule(LightningModule):
         ValueError: a crop that the codec cannot encode.
     """
 
+    logged = ("train/loss", "train/pixels", "train/edges", "train/kl", "val/psnr")
+
     def __init__(
         self,
         codec: VideoCodec,
