@@ -21,6 +21,7 @@ from hydra import compose, initialize_config_module
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, InstantiationException
+from hydra.types import RunMode
 from lightning import Callback, LightningModule, Trainer
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.loggers import Logger
@@ -125,6 +126,16 @@ def run_command(task: Callable[[DictConfig], Any], name: str) -> None:
     whatever is told in one line shows its traceback, too.
     """
     began = False
+    ended: list[Exception] = []
+
+    def run(cfg: DictConfig) -> Any:
+        """What is told in one line passes Hydra by, which has one of its own; not in a sweep."""
+        try:
+            return job(cfg)
+        except (UserError, FloatingPointError) as error:
+            if HydraConfig.get().mode == RunMode.MULTIRUN:
+                raise
+            ended.append(error)
 
     def job(cfg: DictConfig) -> Any:
         nonlocal began
@@ -150,7 +161,9 @@ def run_command(task: Callable[[DictConfig], Any], name: str) -> None:
     try:
         check_environment()
         sys.argv = [sys.argv[0], *for_hydra(sys.argv[1:]), *for_rank(rank())]
-        hydra.main(version_base="1.3", config_path="pkg://lingbot.conf", config_name=name)(job)()
+        hydra.main(version_base="1.3", config_path="pkg://lingbot.conf", config_name=name)(run)()
+        for error in ended:
+            raise error
     except UserError as refusal:
         _refuse(name, refusal, full)
     except FloatingPointError as error:  # says all there is to say

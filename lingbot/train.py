@@ -23,6 +23,7 @@ from lingbot.checkpoints.merging import check_exportable
 from lingbot.checkpoints.run_checkpoint import check_state, read_shapes, read_step
 from lingbot.checkpoints.world_file import training_record
 from lingbot.cli.sweep import searching
+from lingbot.cli.trainer import make_trainer
 from lingbot.codec.training import CodecModule
 from lingbot.data.blockworld_module import BlockWorldDataModule
 from lingbot.drive import build_module, check_files
@@ -86,12 +87,10 @@ def train(cfg: DictConfig) -> dict[str, float]:
         check_files(cfg)
         check_encoder(cfg)
         run_folder(cfg)
-        data: L.LightningDataModule = build(cfg.data, "data", L.LightningDataModule)
         module: L.LightningModule = build_module(cfg, L.LightningModule)
+        data: L.LightningDataModule = build(cfg.data, "data", L.LightningDataModule)
         callbacks = build_callbacks(cfg)
-        trainer: L.Trainer = build(
-            cfg.trainer, "trainer", L.Trainer, callbacks=callbacks, logger=False
-        )
+        trainer = make_trainer(cfg, callbacks=callbacks, logger=False)
         write_whole_checkpoints(trainer)
         check_training(module)
         check_length(trainer, data)
