@@ -129,6 +129,8 @@ class LingBotModule(L.LightningModule):
         for name, make in (("codec", codec), ("text_encoder", text_encoder), ("camera", camera)):
             if not callable(make):
                 raise ValueError(f"module.{name}={make!r}: give what makes it, see conf/{name}")
+        if initialise is not None and not callable(initialise):
+            raise ValueError(f"module.initialise={initialise!r}: give what changes a transformer")
         ConditionerCache(conditioner_cache)  # refuses an unknown policy
         if optimizer is not None:
             kernels.check_training()

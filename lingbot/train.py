@@ -6,6 +6,7 @@ Trains a world by flow matching, or with experiment=blockworld_codec the codec i
 
 from __future__ import annotations
 
+from inspect import signature
 from pathlib import Path
 
 import lightning as L
@@ -15,6 +16,7 @@ from lightning.pytorch.callbacks import LearningRateMonitor
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 
 from lingbot.building import build
 from lingbot.callbacks import LastCheckpoint, TrainingSpeed
@@ -51,6 +53,7 @@ from lingbot.parallel.strategy import ShardedSequenceParallelStrategy
 from lingbot.parts import check_codec, weigh_codec
 from lingbot.run_export import world_before
 from lingbot.training.endless import check_length, check_watched
+from lingbot.training.places import check_places
 from lingbot.world import check_checkpoint, check_export, save_world
 
 
@@ -97,12 +100,14 @@ def train(cfg: DictConfig) -> dict[str, float]:
         check_ranks(trainer, module)
         check_clips(trainer, data, module)
         check_memory(trainer, module, data)
+        exported = cfg.export_dir if isinstance(module, LingBotModule) else None
+        check_places(trainer, module, data, exported)
         check_callbacks(trainer, module)
         check_watched(trainer, module, cfg.optimized_metric if searching() else None)
         check_precision(trainer, module)
         check_resumed(trainer, module, cfg.ckpt_path, cfg.trust_run_code)
-        if cfg.export_dir is not None and isinstance(module, LingBotModule):
-            check_export(cfg.export_dir)
+        if exported is not None:
+            check_export(exported)
             trainer.callbacks.append(ExportCheck())  # type: ignore[attr-defined]
         trainer.callbacks.append(FirstStep(preparation))  # type: ignore[attr-defined]
         loggers: list[Logger] = []
@@ -136,6 +141,10 @@ def kept(trainer: L.Trainer) -> str:
 
 def check_ranks(trainer: L.Trainer, module: L.LightningModule) -> None:
     """Raises ValueError for ranks that the model's heads or a chunk's tokens do not split over."""
+    known = signature(DistributedDataParallel.__init__).parameters
+    for name in getattr(trainer.strategy, "_ddp_kwargs", {}):  # looked at when all is loaded
+        if name not in known:
+            raise ValueError(f"strategy.{name}: DistributedDataParallel takes no such option")
     if isinstance(trainer.strategy, SequenceParallelMixin):
         if not isinstance(module, LingBotModule):
             raise ValueError(

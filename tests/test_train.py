@@ -261,6 +261,27 @@ def test_trained_weights_are_kept_when_what_comes_after_the_last_step_fails(tmp_
         (["+trainer.limit_train_batches=0.5"], "trainer.limit_train_batches=0.5"),
         (["trainer.val_check_interval=0.5"], "val_check_interval"),
         (["callbacks.checkpoint.monitor=val/los"], "monitors 'val/los'.*val/loss"),
+        (["paths.data_dir=/proc/x"], "paths.data_dir: .*/proc takes no files"),
+        (["export_dir=/proc/x"], "export_dir: .*/proc takes no files"),
+        (
+            ["callbacks.checkpoint.dirpath=/proc/x"],
+            "callbacks.checkpoint.dirpath: .*takes no files",
+        ),
+        (["callbacks.last_checkpoint.path=/proc/last.ckpt"], "/proc takes no files"),
+        (
+            ["callbacks.last_checkpoint.path=conf"],
+            "conf is a folder: give the path of a checkpoint",
+        ),
+        (
+            ["module=codec_training", "callbacks=none", "module.export_to=/proc/x"],
+            "module.export_to",
+        ),
+        (
+            ["module=codec_training", "callbacks=none", "module.export_to=conf"],
+            "something else than",
+        ),
+        (["module.initialise=abc"], "module.initialise='abc'"),
+        (["strategy=ddp", "+strategy.foo=1"], "strategy.foo: DistributedDataParallel takes no"),
         (["objective.nonsense=1"], "objective.nonsense: there is no such option"),
     ],
 )
