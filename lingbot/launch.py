@@ -21,6 +21,7 @@ from hydra import compose, initialize_config_module
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, InstantiationException
+from hydra.types import RunMode
 from lightning import Callback, LightningModule, Trainer
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.loggers import Logger
@@ -31,6 +32,7 @@ from safetensors import SafetensorError
 from lingbot.building import build
 from lingbot.camera.controls import LONGEST_CHUNK
 from lingbot.checkpoints.atomic import atomic_file
+from lingbot.checkpoints.run_options import apply_run
 from lingbot.checkpoints.world_options import apply_world
 from lingbot.cli.arguments import for_hydra
 from lingbot.cli.ending import end_for_rank, exit_code, interrupted, shows_all
@@ -124,6 +126,16 @@ def run_command(task: Callable[[DictConfig], Any], name: str) -> None:
     whatever is told in one line shows its traceback, too.
     """
     began = False
+    ended: list[Exception] = []
+
+    def run(cfg: DictConfig) -> Any:
+        """What is told in one line passes Hydra by, which has one of its own; not in a sweep."""
+        try:
+            return job(cfg)
+        except (UserError, FloatingPointError) as error:
+            if HydraConfig.get().mode == RunMode.MULTIRUN:
+                raise
+            ended.append(error)
 
     def job(cfg: DictConfig) -> Any:
         nonlocal began
@@ -134,7 +146,7 @@ def run_command(task: Callable[[DictConfig], Any], name: str) -> None:
             logging.getLogger("lingbot").setLevel(logging.WARNING)
             follow_first_rank()
         with refusing():
-            apply_world(cfg, HydraConfig.get().overrides.task)
+            fit_options(cfg, HydraConfig.get().overrides.task)
         keep_configuration(cfg)
         try:
             return task(cfg)
@@ -149,7 +161,9 @@ def run_command(task: Callable[[DictConfig], Any], name: str) -> None:
     try:
         check_environment()
         sys.argv = [sys.argv[0], *for_hydra(sys.argv[1:]), *for_rank(rank())]
-        hydra.main(version_base="1.3", config_path="pkg://lingbot.conf", config_name=name)(job)()
+        hydra.main(version_base="1.3", config_path="pkg://lingbot.conf", config_name=name)(run)()
+        for error in ended:
+            raise error
     except UserError as refusal:
         _refuse(name, refusal, full)
     except FloatingPointError as error:  # says all there is to say
@@ -200,22 +214,32 @@ def compose_command(name: str, overrides: Sequence[str] = ()) -> DictConfig:
     A Hydra that is at work already goes on after.
 
     Raises:
-        FileNotFoundError, ValueError: see `apply_world`.
+        FileNotFoundError, ValueError: see `fit_options`.
     """
     outer = GlobalHydra.instance().hydra
     GlobalHydra.instance().clear()
     try:
         with initialize_config_module("lingbot.conf", version_base="1.3"):
-            return apply_world(compose(name, list(overrides)), overrides)
+            return fit_options(compose(name, list(overrides)), overrides)
     finally:
         if outer is not None:
             GlobalHydra.instance().initialize(outer)
 
 
+def fit_options(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
+    """The configuration with the options of what it goes on with: a run, or else a world.
+
+    Raises:
+        FileNotFoundError, ValueError: see `apply_run` and `apply_world`.
+    """
+    return cfg if apply_run(cfg, overrides) else apply_world(cfg, overrides)
+
+
 def keep_configuration(cfg: DictConfig) -> None:
-    """Write the run's configuration again, with what the world that it names has changed."""
+    """Write the run's configuration again, with what a world or a run before has changed."""
     hydra = HydraConfig.get()
-    if rank() == 0 and hydra.output_subdir is not None and cfg.weights is not None:
+    fitted = cfg.weights is not None or cfg.get("ckpt_path") is not None
+    if rank() == 0 and hydra.output_subdir is not None and fitted:
         with atomic_file(
             Path(hydra.runtime.output_dir, hydra.output_subdir, "config.yaml")
         ) as file:

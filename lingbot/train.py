@@ -11,7 +11,6 @@ from pathlib import Path
 import lightning as L
 import torch
 from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
 from lightning.pytorch.callbacks import LearningRateMonitor
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig
@@ -21,8 +20,10 @@ from lingbot.building import build
 from lingbot.callbacks import LastCheckpoint, TrainingSpeed
 from lingbot.checkpoints.checkpoint_io import write_whole_checkpoints
 from lingbot.checkpoints.merging import check_exportable
-from lingbot.checkpoints.run_checkpoint import check_state, read_shapes
+from lingbot.checkpoints.run_checkpoint import check_state, read_shapes, read_step
 from lingbot.checkpoints.world_file import training_record
+from lingbot.cli.sweep import searching
+from lingbot.cli.trainer import make_trainer
 from lingbot.codec.training import CodecModule
 from lingbot.data.blockworld_module import BlockWorldDataModule
 from lingbot.drive import build_module, check_files
@@ -86,20 +87,18 @@ def train(cfg: DictConfig) -> dict[str, float]:
         check_files(cfg)
         check_encoder(cfg)
         run_folder(cfg)
-        data: L.LightningDataModule = build(cfg.data, "data", L.LightningDataModule)
         module: L.LightningModule = build_module(cfg, L.LightningModule)
+        data: L.LightningDataModule = build(cfg.data, "data", L.LightningDataModule)
         callbacks = build_callbacks(cfg)
-        trainer: L.Trainer = build(
-            cfg.trainer, "trainer", L.Trainer, callbacks=callbacks, logger=False
-        )
+        trainer = make_trainer(cfg, callbacks=callbacks, logger=False)
         write_whole_checkpoints(trainer)
         check_training(module)
         check_length(trainer, data)
-        check_watched(trainer, module, cfg.optimized_metric if searching() else None)
         check_ranks(trainer, module)
         check_clips(trainer, data, module)
         check_memory(trainer, module, data)
         check_callbacks(trainer, module)
+        check_watched(trainer, module, cfg.optimized_metric if searching() else None)
         check_precision(trainer, module)
         check_resumed(trainer, module, cfg.ckpt_path, cfg.trust_run_code)
         if cfg.export_dir is not None and isinstance(module, LingBotModule):
@@ -122,12 +121,6 @@ def train(cfg: DictConfig) -> dict[str, float]:
     return {name: float(value) for name, value in trainer.callback_metrics.items()}
 
 
-def kept(trainer: L.Trainer) -> str:
-    """What is left of a training that has ended in the middle of a step, in words."""
-    checkpoints = (c for c in trainer.callbacks if isinstance(c, LastCheckpoint))  # type: ignore[attr-defined]
-    return next((checkpoint.kept for checkpoint in checkpoints), "no checkpoint was kept")
-
-
 def build_callbacks(cfg: DictConfig) -> list[L.Callback]:
     """The chosen callbacks; rates of learning are monitored where something is logged."""
     logs = any(node is not None for node in (cfg.logger or {}).values())
@@ -135,11 +128,10 @@ def build_callbacks(cfg: DictConfig) -> list[L.Callback]:
     return [each for each in made if logs or not isinstance(each, LearningRateMonitor)]
 
 
-def searching() -> bool:
-    """Whether this is a job of a sweeper that decides by its result what comes next."""
-    if not HydraConfig.initialized() or HydraConfig.get().mode != RunMode.MULTIRUN:
-        return False
-    return not str(HydraConfig.get().sweeper._target_).endswith(".BasicSweeper")
+def kept(trainer: L.Trainer) -> str:
+    """What is left of a training that has ended in the middle of a step, in words."""
+    checkpoints = (c for c in trainer.callbacks if isinstance(c, LastCheckpoint))  # type: ignore[attr-defined]
+    return next((checkpoint.kept for checkpoint in checkpoints), "no checkpoint was kept")
 
 
 def check_ranks(trainer: L.Trainer, module: L.LightningModule) -> None:
@@ -225,6 +217,13 @@ def check_resumed(
         held = read_shapes(Path(checkpoint), trusted)
         held = {name: tensor for name, tensor in held.items() if name.startswith(part)}
         check_state(Path(checkpoint), own, held, "this command's configuration")
+    step = read_step(Path(checkpoint), trusted)
+    if 0 <= trainer.max_steps <= step:
+        raise ValueError(
+            f"{checkpoint} is from step {step}, and trainer.max_steps={trainer.max_steps}: nothing "
+            "would be trained; raise it, or make a world of the checkpoint: python -m "
+            f"lingbot.world {checkpoint} FOLDER"
+        )
 
 
 def expected_state(module: L.LightningModule) -> tuple[dict[str, Tensor], str]:

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from lingbot.model.block import Block
+from lingbot.model.compiler import check_compiler
 from lingbot.model.fp8 import Fp8Linear
 from lingbot.model.fp8_attention import check_frontend
 from lingbot.model.fused import fuse_parts
@@ -71,6 +72,8 @@ class Kernels:
         ):
             if value not in known:
                 raise ValueError(f"kernels.{option}={value!r}: choose one of {known}")
+        if self.parts != "eager":
+            check_compiler(f"kernels={self.name}")
 
     @property
     def of_the_transformer(self) -> tuple[str, bool, str, str]:

@@ -105,8 +105,8 @@ def _batches(trainer: Trainer) -> int | None:
 
 def _logged(module: LightningModule, callbacks: Iterable[Callback]) -> tuple[str, ...] | None:
     """Names of the metrics, or None where others may add to them."""
-    known = getattr(type(module), "logged", None)
-    for part in (module, getattr(module, "objective", module), *callbacks):
-        if not type(part).__module__.startswith(OWN):
-            return None
-    return known
+    objective = getattr(module, "objective", None)
+    parts = [part for part in (module, objective, *callbacks) if part is not None]
+    if not all(type(part).__module__.startswith(OWN) for part in parts):
+        return None
+    return tuple(name for part in parts for name in getattr(part, "logged", ()))
