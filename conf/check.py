@@ -15,6 +15,8 @@ from typing import Any
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
+from lingbot.conf.renamed import check_renamed
+
 # values that are one, whichever of them is set: what the second is derived from
 DERIVED = {
     "camera.frames_per_chunk": "frames_per_chunk",
@@ -27,11 +29,12 @@ OURS = "lingbot."
 
 
 def check_configuration(cfg: DictConfig) -> None:
-    """Refuses keys that nobody reads, and values of one thing that differ.
+    """Refuses keys that nobody reads, names from before, and values of one thing that differ.
 
     Raises:
         ValueError: naming the keys and what to do instead.
     """
+    check_renamed(cfg)
     for path, node in _schemas(cfg):
         unknown = [str(key) for key in node if str(key) not in _known(path, node)]
         if unknown:

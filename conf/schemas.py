@@ -149,16 +149,15 @@ class ConditionerCache:
 
 @dataclass
 class Kernels:
-    """How the transformer's arithmetic is carried out."""
+    """How arithmetic is carried out, of transformer and VAE."""
 
-    _target_: str = "lingbot.model.kernels.Kernels"
-    name: str = MISSING
-    parts: str = MISSING
+    _target_: str = "lingbot.kernels.KernelConfig"
+    ops: str = MISSING
     pack_qkv: bool = MISSING
-    fuse_decode: bool = MISSING
-    graph_decode: bool = MISSING
     linears: str = MISSING
-    attention: str = MISSING
+    kv: str = MISSING
+    vae: str = MISSING
+    cuda_graph: bool = MISSING
 
 
 @dataclass

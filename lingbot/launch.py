@@ -42,6 +42,7 @@ from lingbot.cli.noise import silence
 from lingbot.cli.terminal import make_tolerant
 from lingbot.cli.wandb_run import begin_run, end_runs, is_wandb
 from lingbot.conf.check import check_configuration
+from lingbot.conf.renamed import with_new_names
 from lingbot.data.video_file import FASTEST
 from lingbot.errors import UserError
 from lingbot.model.checks import check_count
@@ -325,4 +326,4 @@ def _one_line(error: BaseException) -> str:
         error = error.__cause__  # what a resolver objects to
     lines = [line.strip() for line in str(error).splitlines()]
     told = [line for line in lines if line and not line.startswith("object_type=")]
-    return " ".join(told) or type(error).__name__
+    return with_new_names(" ".join(told)) or type(error).__name__

@@ -37,7 +37,7 @@ REMEDIES = {
     "the decode": "a smaller camera.height and camera.width",
     "gradients": "strategy=sharded_sequence_parallel on more GPUs",
     "the optimizer": "strategy=sharded_sequence_parallel on more GPUs, or optimizer=muon",
-    "activations": "module.recompute=blocks, or shorter or fewer clips in a batch",
+    "activations": "module.activation_checkpointing=full, or shorter or fewer clips in a batch",
     "clips": "fewer or shorter clips",
     "frames": "shorter drives, or fewer of them",
 }
@@ -57,7 +57,7 @@ def driving_need(
     """
     config, grid, item = module.config, module.grid, dtype.itemsize
     weights = weigh(module, item)
-    kept = 1 if module.kernels.attention == "fp8" else item
+    kept = 1 if module.kernels.kv == "fp8" else item
     held = 1 if module.kernels.linears == "fp8" else item  # once they are quantised
     tokens = grid.tokens // ranks
     need = {

@@ -17,16 +17,18 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from lingbot import kernels
 from lingbot.benchmark.flops import ClipFlops
 from lingbot.camera.controls import CameraControl, Controls
+from lingbot.checkpoints.weights import load_weights
 from lingbot.checkpoints.world_file import check_described
-from lingbot.codec.fused import fuse_decoder
 from lingbot.codec.split import check_decode, make_decoder
 from lingbot.codec.video import VideoCodec, frames_to_uint8
 from lingbot.data.clip_batch import clip_rays, first_drive
 from lingbot.data.first_frame import FrameSource
 from lingbot.diffusion import FewStepSampler
 from lingbot.errors import loading
+from lingbot.kernels import KernelConfig
 from lingbot.model import (
     CachedTransformer,
     CausalLingBotTransformer,
@@ -37,10 +39,8 @@ from lingbot.model import (
     LocalExchange,
     TransformerConfig,
 )
-from lingbot.model.checkpoint import load_weights
+from lingbot.model.activation_checkpointing import check_activation_checkpointing
 from lingbot.model.image_condition import image_condition
-from lingbot.model.kernels import Kernels
-from lingbot.model.recompute import check_recompute
 from lingbot.parallel.communication_log import CommunicationLog
 from lingbot.parallel.sequence_parallel import SequenceParallelMixin
 from lingbot.parallel.sharding import shard_weights
@@ -54,7 +54,7 @@ from lingbot.training.resume import align_progress, note_endless, step_generator
 log = logging.getLogger(__name__)
 
 FROZEN = "codec."
-REFERENCE = Kernels()
+REFERENCE = KernelConfig()
 
 
 class CloseSessionOnFailure(L.Callback):
@@ -80,8 +80,8 @@ class LingBotModule(L.LightningModule):
         kv_cache: window and sink, for driving and for training clips alike.
         conditioner_cache: policy `step`, `denoise` or `off`.
         kernels: how the arithmetic is carried out.
-        recompute: what training makes anew in the backward pass, `nothing`, `blocks` or
-            `all_but_attention`, see `lingbot.model.recompute`.
+        activation_checkpointing: what the backward pass of a training recomputes: `none`, `full`
+            or `selective`, see `lingbot.model.activation_checkpointing`.
         objective: training objective; not needed for driving.
         optimizer: parameters -> optimizer; not needed for driving.
         scheduler: optimizer -> learning-rate scheduler, stepped every training step.
@@ -107,8 +107,8 @@ class LingBotModule(L.LightningModule):
         sampler: FewStepSampler,
         kv_cache: KVCacheConfig,
         conditioner_cache: str = "step",
-        kernels: Kernels = REFERENCE,
-        recompute: str = "nothing",
+        kernels: KernelConfig = REFERENCE,
+        activation_checkpointing: str = "none",
         objective: Objective | None = None,
         optimizer: Callable[[Iterable[nn.Parameter]], Optimizer] | None = None,
         scheduler: Callable[[Optimizer], Any] | None = None,
@@ -122,7 +122,7 @@ class LingBotModule(L.LightningModule):
             ("model", model, TransformerConfig),
             ("sampler", sampler, FewStepSampler),
             ("kv_cache", kv_cache, KVCacheConfig),
-            ("kernels", kernels, Kernels),
+            ("kernels", kernels, KernelConfig),
         ):
             if not isinstance(part, kind):
                 raise ValueError(f"module.{name}={part!r}: give a {kind.__name__}")
@@ -148,7 +148,8 @@ class LingBotModule(L.LightningModule):
             check_described(weights, asdict(model), self.camera.frames_per_chunk, *size)
         self.config, self.sampler, self.objective = model, sampler, objective
         self.kv_cache, self.conditioner_cache = kv_cache, conditioner_cache
-        self.kernels, self.recompute = kernels, check_recompute(recompute)
+        self.kernels = kernels
+        self.activation_checkpointing = check_activation_checkpointing(activation_checkpointing)
         self.grid: Grid = model.grid(
             self.camera.frames_per_chunk, self.camera.height // 8, self.camera.width // 8
         )
@@ -174,7 +175,7 @@ class LingBotModule(L.LightningModule):
         if self.transformer is not None:
             return
         self.transformer = CausalLingBotTransformer(self.config)
-        self.transformer.recompute = self.recompute
+        self.transformer.activation_checkpointing = self.activation_checkpointing
         self.text_encoder = self._make_text_encoder()
         self.codec = self._make_codec().requires_grad_(False).eval()
         self.codec.register_load_state_dict_pre_hook(_keep_frozen)
@@ -182,7 +183,16 @@ class LingBotModule(L.LightningModule):
             load_weights(self.transformer, self.text_encoder, self.weights)
         elif self._initialise is not None:
             self._initialise(self.transformer)
-        if isinstance(self._trainer and self._trainer.strategy, ShardedSequenceParallelStrategy):
+        sharded = isinstance(
+            self._trainer and self._trainer.strategy, ShardedSequenceParallelStrategy
+        )
+        if self._make_optimizer is not None:  # which is to be given the parameters that there are
+            if sharded and self.kernels.pack_qkv:
+                raise ValueError(
+                    "kernels.pack_qkv=true: sharded weights are trained apart, set it to false"
+                )
+            kernels.apply(self.transformer, self.kernels)
+        if sharded:
             assert self.device_mesh is not None
             mixed = self.trainer.precision == "bf16-mixed"
             shard_weights(
@@ -245,20 +255,18 @@ class LingBotModule(L.LightningModule):
         start = next_start(None, image, prompt, seed, self._frame_size)
         self.configure_model()
         assert self.transformer is not None
-        self.kernels.prepare(self.transformer)
-        if self.kernels.fuse_decode:
-            fuse_decoder(self.codec)
+        kernels.apply(self.transformer, self.kernels)
+        kernels.apply(self.codec, self.kernels)
         if exchange is None:
             exchange, communication = self.exchange(), self.communication
         model = CachedTransformer(
             self.transformer, self.kv_cache, self.grid, exchange, self.conditioner_cache
         )
         width = self.camera.width // self.codec.spatial_stride
-        graphed = self.kernels.graph_decode
-        decoder = make_decoder(self.codec, model.exchange, width, self.decode, graphed)
+        decoder = make_decoder(self.codec, model.exchange, width, self.decode)
         session = RealtimeSession(
             model, self.codec, self.text_encoder, self._make_camera(), self.sampler, communication,
-            decoder,
+            kernels.stream_frames(decoder, self.kernels),
         )  # fmt: skip
         session.reset(*start)
         return session
@@ -298,9 +306,7 @@ class LingBotModule(L.LightningModule):
     # ---- training -----------------------------------------------------------------------------
 
     def on_fit_start(self) -> None:
-        assert self.transformer is not None
-        self.kernels.prepare(self.transformer)
-        log.info("Made anew in the backward pass: %s.", self.recompute.replace("_", " "))
+        log.info("Activation checkpointing: %s.", self.activation_checkpointing)
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """Batch of clips (see `lingbot.data.blockworld_clips`) -> loss."""

@@ -26,6 +26,7 @@ from lingbot.building import build
 from lingbot.checkpoints.atomic import atomic_folder
 from lingbot.checkpoints.merging import check_exportable, merged_state
 from lingbot.checkpoints.run_checkpoint import check_checkpoint
+from lingbot.checkpoints.weights import TEXT_ENCODER, TRANSFORMER, save_weights
 from lingbot.checkpoints.world_file import (
     BYTES,
     FORMAT,
@@ -44,7 +45,6 @@ from lingbot.codec.video import VideoCodec, load_codec
 from lingbot.errors import UserError
 from lingbot.launch import check_options, compose_command, refusing
 from lingbot.memory import check_fits
-from lingbot.model.checkpoint import TEXT_ENCODER, TRANSFORMER, save_weights
 from lingbot.module import LingBotModule
 from lingbot.parallel.sharding import is_sharded
 from lingbot.parts import check_parts, weigh

@@ -6,7 +6,7 @@ from importlib.resources import files
 
 import pytest
 
-from lingbot.model.checkpoint import TRANSFORMER
+from lingbot.checkpoints.weights import TRANSFORMER
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -68,7 +68,7 @@ class WithoutDecoder(VideoCodec):
     def __init__(self, codec: VideoCodec) -> None:
         nn.Module.__init__(self)
         self.vae, self.memory_format = codec.vae, codec.memory_format
-        self.head, self.frames_at_once = codec.head, codec.frames_at_once
+        self.ops = codec.ops
         self._statistics_on = codec._statistics_on
 
     def stream(self) -> StreamingDecoder:

@@ -132,7 +132,7 @@ class Measurement:
         kernels = module.kernels
         shape = StepShape(
             config, grid.tokens, visible, passes, ranks, dtype, self.device,
-            kernels.linears == "fp8", kernels.attention == "fp8",
+            kernels.linears == "fp8", kernels.kv == "fp8",
             pushed=isinstance(self._exchange(setting, module), PushedExchange),
         )  # fmt: skip
         if shape not in self._floors:

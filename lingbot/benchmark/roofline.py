@@ -23,10 +23,10 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from lingbot.benchmark.records import Floor
+from lingbot.kernels.fp8 import Fp8Linear, quantise_rows
+from lingbot.kernels.fp8_kv import attend_in_fp8, encode, encode_keys_values
 from lingbot.model import TransformerConfig
-from lingbot.model.attention import attend_by_matmul
-from lingbot.model.fp8 import Fp8Linear, quantise_rows
-from lingbot.model.fp8_attention import attend_in_fp8, encode, encode_keys_values
+from lingbot.model.sdpa import attend_by_matmul
 from lingbot.parallel.collectives import as_bytes
 from lingbot.parallel.mailbox import Mailbox
 from lingbot.parallel.splits import even_splits
@@ -55,7 +55,7 @@ class StepShape:
     dtype: torch.dtype
     device: torch.device
     fp8_linears: bool = False
-    fp8_attention: bool = False
+    fp8_kv: bool = False
     pushed: bool = False
 
 
@@ -95,7 +95,7 @@ class _Floor:
     def attentions(self) -> dict[str, Work]:
         c, tokens = self.shape.config, self.shape.chunk_tokens
         own = c.num_heads // self.shape.ranks
-        make = self._fp8_attention if self.shape.fp8_attention else self._attention
+        make = self._fp8_attention if self.shape.fp8_kv else self._attention
         return {
             "self_attention": make(own, tokens, self.shape.visible_tokens),
             "cross_attention": self._attention(c.num_heads, self.local, c.text_len),
@@ -160,7 +160,7 @@ class _Floor:
 
     def _all_to_all(self, rows: int, width: int) -> Work:
         sent = self._random(rows, width)
-        if self.shape.fp8_attention:
+        if self.shape.fp8_kv:
             sent = as_bytes(encode(sent))
         received = torch.empty_like(sent)
         return partial(dist.all_to_all_single, received, sent, group=self.group)
@@ -169,7 +169,7 @@ class _Floor:
         assert self.group is not None
         ranks, rank = self.shape.ranks, self.group.rank()
         sent = self._random(rows, width)
-        sent = (encode(sent) if self.shape.fp8_attention else sent).unflatten(0, (ranks, -1))
+        sent = (encode(sent) if self.shape.fp8_kv else sent).unflatten(0, (ranks, -1))
         size = sent.numel() * sent.element_size()
         mailbox = Mailbox(self.group, self.shape.device, size, timeout_s=600.0)
         inbox = mailbox.inbox((rows, width), sent.dtype)

@@ -21,7 +21,7 @@ from lingbot.module import LingBotModule
 
 # what a module passes on to its sessions; everything else may shape what is built
 OF_A_SESSION = ("camera", "sampler", "kv_cache", "conditioner_cache", "decode")
-OF_ITS_KERNELS = ("name", "graph_decode")
+OF_ITS_KERNELS = ("cuda_graph",)
 
 
 class Worlds:

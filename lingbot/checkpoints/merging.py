@@ -1,21 +1,19 @@
 """Adapted layers go out merged: an exported world has the published names, whoever trained it.
 
-A layer that stands in for a published one (LoRA and the like) says what it comes to by
-`merged_weights()`, which returns the state of the plain layer that computes the same: for a linear
-`{"weight": ..., "bias": ...}`. Layers of the peft library, which merge in place, are understood
-too. Whatever else has other names or shapes than a published transformer cannot be exported.
+What an adapter (LoRA and the like) comes to is `lingbot.model.adapters`' business. Whatever else
+has other names or shapes than a published transformer cannot be exported.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from lingbot.model import CausalLingBotTransformer, TransformerConfig
+from lingbot.model.adapters import has, is_adapter, weights_of
 from lingbot.parallel.sharding import whole_state
 
 
@@ -49,7 +47,7 @@ def check_exportable(transformer: nn.Module, config: TransformerConfig) -> None:
     if said:
         raise ValueError(
             f"this {type(transformer).__name__} cannot be exported as a world: {', '.join(said)}; "
-            "give the layers that hold them merged_weights(), see lingbot.checkpoints.merging, or "
+            "give the layers that hold them merged_weights(), see lingbot.model.adapters, or "
             "train with export_dir=null"
         )
 
@@ -60,42 +58,25 @@ def _merged(module: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]
     for name, layer in _adapted(module):
         prefix = f"{name}." if name else ""
         made = {key: value for key, value in made.items() if not key.startswith(prefix)}
-        made |= {f"{prefix}{key}": _whole(value) for key, value in _weights_of(layer).items()}
+        made |= {f"{prefix}{key}": _whole(value) for key, value in weights_of(layer).items()}
     return made
 
 
-def _adapted(module: nn.Module, name: str = "") -> Iterator[tuple[str, Any]]:
+def _adapted(module: nn.Module, name: str = "") -> Iterator[tuple[str, nn.Module]]:
     """The outermost adapted layers, with their names."""
-    if _has(module, "merged_weights") or _has(module, "get_base_layer", "merge", "unmerge"):
+    if is_adapter(module):
         yield name, module
         return
     for child_name, child in module.named_children():
         yield from _adapted(child, f"{name}.{child_name}" if name else child_name)
 
 
-def _weights_of(layer: Any) -> dict[str, Tensor]:
-    if _has(layer, "merged_weights"):
-        return {name: tensor.detach() for name, tensor in layer.merged_weights().items()}
-    merged = bool(layer.merged)  # peft's: whether it is merged at the moment
-    if not merged:
-        layer.merge(safe_merge=True)
-    base = layer.get_base_layer()
-    weights = {name: tensor.detach().clone() for name, tensor in base.state_dict().items()}
-    if not merged:
-        layer.unmerge()
-    return weights
-
-
 def _without_wrapper(module: nn.Module) -> nn.Module:
     """The model that peft wraps, whose names are the published ones."""
-    if _has(module, "get_base_model"):
+    if has(module, "get_base_model"):
         return module.get_base_model()  # type: ignore[operator]
     return module
 
 
 def _whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-
-
-def _has(module: nn.Module, *methods: str) -> bool:
-    return all(callable(getattr(module, method, None)) for method in methods)

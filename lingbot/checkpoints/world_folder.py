@@ -17,12 +17,12 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
+from lingbot.checkpoints.weights import REMEDY, TEXT_ENCODER, TRANSFORMER, transformer_files
 from lingbot.checkpoints.world_file import LATENTS, WorldFile, read_world_file
 from lingbot.codec.folder import CONFIG, WEIGHTS_FILE, check_codec
 from lingbot.codec.text import ENCODER_FOLDER, check_umt5
 from lingbot.conf.resolvers import shipped_world, shipped_worlds
 from lingbot.model import CausalLingBotTransformer
-from lingbot.model.checkpoint import REMEDY, TEXT_ENCODER, TRANSFORMER, transformer_files
 from lingbot.model.tensor_files import check_tensors
 
 log = logging.getLogger(__name__)

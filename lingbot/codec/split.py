@@ -16,8 +16,7 @@ from typing import Literal, get_args
 
 from torch import Tensor, nn
 
-from lingbot.codec.graphed import GraphedDecoder
-from lingbot.codec.streaming import PictureStream, StreamingDecoder
+from lingbot.codec.streaming import StreamingDecoder
 from lingbot.codec.video import VideoCodec
 from lingbot.model.exchange import Exchange
 from lingbot.parallel.splits import Splits, even_splits
@@ -116,8 +115,8 @@ class SplitDecoder(StreamingDecoder):
 
 
 def make_decoder(
-    codec: VideoCodec, exchange: Exchange, width: int, decode: str = "auto", graphed: bool = False
-) -> PictureStream:
+    codec: VideoCodec, exchange: Exchange, width: int, decode: str = "auto"
+) -> StreamingDecoder:
     """The decoder of a session, by name.
 
     Args:
@@ -128,7 +127,6 @@ def make_decoder(
             rank. `auto` shares it out on GPUs, where the busiest rank saves a tenth or more; on
             CPUs it decodes whole pictures, since their kernels may round a strip otherwise (in
             bfloat16 those of AMX do) and any number of ranks is to make the same bytes.
-        graphed: on CUDA, replay the steady chunks from a recorded graph.
 
     Raises:
         ValueError: an unknown name, or `split` with fewer columns than ranks.
@@ -147,7 +145,7 @@ def make_decoder(
             why = f"whole pictures on every rank, since strips with halos need {most:.0%} of them"
     if ranks > 1 and exchange.rank == 0:
         log.info("Decoding on %d ranks: %s (decode=%s).", ranks, why, decode)
-    return GraphedDecoder(chosen) if graphed and codec.device.type == "cuda" else chosen
+    return chosen
 
 
 def check_decode(decode: str) -> str:

@@ -8,63 +8,17 @@ single bit of the frames; unless the codec is one for which more at once are fas
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from lingbot.codec.causal_state import CausalState
 from lingbot.codec.pictures import frames_to_uint8
 
 if TYPE_CHECKING:
     from lingbot.codec.video import VideoCodec
-
-
-FIRST = "Rep"  # diffusers' mark in the place of a state: one frame came, and is none yet
-
-
-class CausalState(NamedTuple):
-    """The causal features of all convolutions and the place of the next one, as diffusers has them.
-
-    A feature is the last two frames of the convolution's input, None before the first, or a mark.
-    """
-
-    features: list[Any]
-    place: list[int]
-
-    @property
-    def last(self) -> Any:
-        """The next convolution's feature."""
-        return self.features[self.place[0]]
-
-    def keep(self, last: Tensor) -> None:
-        """`last` is the feature from here on, in the same memory if it can be."""
-        kept = self.last
-        fits = isinstance(kept, Tensor) and kept.shape == last.shape
-        if fits and (torch.is_inference_mode_enabled() or not kept.is_inference()):
-            kept.copy_(last)
-            self.place[0] += 1
-        else:
-            self.mark(last.clone())  # a view would keep all of what it is a part of
-
-    def mark(self, feature: Any) -> None:
-        """`feature` takes the place, and the next convolution is the one after it."""
-        self.features[self.place[0]] = feature
-        self.place[0] += 1
-
-    def convolve(self, convolution: nn.Module, x: Tensor) -> Tensor:
-        """Convolve after the two frames that came before x, and remember the last two."""
-        before, last = self.last, x[:, :, -2:]
-        if before is not None and last.shape[2] < 2:
-            last = torch.cat([before[:, :, -1:], last], dim=2)
-        self.mark(last.clone())
-        return convolution(x, before)
-
-
-def plain_head(decoder: nn.Module, x: Tensor, state: CausalState) -> Tensor:
-    """The end of the decoder, as published: features to the channels of pixels."""
-    features = decoder.nonlinearity(decoder.norm_out(x))  # type: ignore[operator]
-    return state.convolve(decoder.conv_out, features)  # type: ignore[arg-type]
 
 
 class PictureStream(Protocol):
@@ -133,7 +87,10 @@ class StreamingDecoder:
         x = codec.vae.post_quant_conv(codec._laid_out(codec.denormalise(latents)))
         patch = codec.vae.config.patch_size or 1
         started = int(self.position == 0)  # a video's first frame comes alone
-        for frames in (x[:, :, :started], *x[:, :, started:].split(codec.frames_at_once, dim=2)):
+        for frames in (
+            x[:, :, :started],
+            *x[:, :, started:].split(codec.ops.frames_at_once, dim=2),
+        ):
             if frames.shape[2]:
                 out = self._decode_frames(frames, first=self.position == 0)
                 self.position += frames.shape[2]
@@ -145,7 +102,7 @@ class StreamingDecoder:
         x = decoder.mid_block(state.convolve(decoder.conv_in, x), *state)
         for place, block in enumerate(decoder.up_blocks):
             x = block(self._needed(x, place), *state, first_chunk=first)
-        return self._needed(self.codec.head(x, state), len(decoder.up_blocks))
+        return self._needed(self.codec.ops.head(decoder, x, state), len(decoder.up_blocks))
 
     def _needed(self, x: Tensor, place: int) -> Tensor:
         """What up block `place` takes of its input, here all; after the last one, what is shown."""

@@ -8,8 +8,6 @@ Autoencoder: Wan (arXiv:2503.20314).
 
 import json
 import logging
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,9 +18,10 @@ from torch import Tensor, nn
 
 from lingbot.checkpoints.atomic import atomic_folder
 from lingbot.codec.architecture import check_architecture
+from lingbot.codec.decoder_ops import REFERENCE
 from lingbot.codec.folder import WEIGHTS_FILE, load_vae
 from lingbot.codec.pictures import frames_to_uint8, uint8_to_frames
-from lingbot.codec.streaming import CausalState, StreamingDecoder, plain_head
+from lingbot.codec.streaming import StreamingDecoder
 
 __all__ = [
     "StreamingDecoder",
@@ -68,9 +67,7 @@ class VideoCodec(nn.Module):
             )
         self.vae = vae
         self.folder: Path | None = None  # where its weights came from
-        # see `lingbot.codec.fused`, which changes both
-        self.head: Callable[[Tensor, CausalState], Tensor] = partial(plain_head, vae.decoder)
-        self.frames_at_once = 1
+        self.ops = REFERENCE
         self.to(DTYPES[dtype])
         self.memory_format = memory_format
         self._statistics_on: dict[torch.device, tuple[Tensor, Tensor]] = {}

@@ -53,7 +53,7 @@ class ClipPass:
             self.rays,
             self.text,
             tuple(i * frames for i in range(self.memory.chunks)) * 2,
-            memory=self.memory,
+            kv=self.memory,
             conditioner=ConditionerCache("off"),
             exchange=self.exchange,
         )

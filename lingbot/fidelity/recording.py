@@ -62,7 +62,7 @@ def drive_freely(
         session.finish_chunk()
         assert session.last_chunk is not None
         inputs = to_device(session.last_chunk, torch.device("cpu"))
-        yield ChunkRecord(inputs, frames, keys_and_values(session.model.memory, layers))
+        yield ChunkRecord(inputs, frames, keys_and_values(session.model.kv_cache, layers))
 
 
 def follow(
@@ -75,7 +75,7 @@ def follow(
         with torch.no_grad():
             session.model.begin_chunk(here.controls, here.condition, here.first_frame)
             session.model.update_context(here.clean)
-        yield keys_and_values(session.model.memory, layers)
+        yield keys_and_values(session.model.kv_cache, layers)
 
 
 def keys_and_values(memory: KVCache, layers: Sequence[int]) -> KeysValues:

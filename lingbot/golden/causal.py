@@ -138,7 +138,7 @@ def _cache_rows(golden: GoldenFile, model: CachedTransformer) -> list[Comparison
     return [
         compare(name, ours, golden[name][:, :, heads], TOLERANCE)
         for name, ours in zip(
-            ("cache_k_last", "cache_v_last"), model.memory.in_time_order(last), strict=True
+            ("cache_k_last", "cache_v_last"), model.kv_cache.in_time_order(last), strict=True
         )
     ]
 

@@ -4,6 +4,8 @@ from lingbot.model.cached_transformer import CachedTransformer
 from lingbot.model.camera_conditioner import ConditionerCache
 from lingbot.model.exchange import Exchange, LocalExchange
 from lingbot.model.kv_cache import KVCache, KVCacheConfig
+from lingbot.model.kv_format import KVFormat
+from lingbot.model.kv_store import KVStore
 from lingbot.model.rope import Grid
 from lingbot.model.teacher_forcing import TeacherForcing
 from lingbot.model.transformer import CausalLingBotTransformer, TransformerConfig
@@ -16,6 +18,8 @@ __all__ = [
     "Grid",
     "KVCache",
     "KVCacheConfig",
+    "KVFormat",
+    "KVStore",
     "LocalExchange",
     "TeacherForcing",
     "TransformerConfig",

@@ -2,7 +2,7 @@
 
 Everything a chunk needs besides its noise is given once: the prompt until it changes, the rays and
 the condition when the chunk begins. `predict` is one denoise pass, `update_context` the pass that
-leaves the clean chunk in the memory.
+leaves the clean chunk in the K/V cache.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class CachedTransformer:
 
     Args:
         transformer: its weights are not changed.
-        cache: window and sink of the self-attention memory.
+        cache: window and sink of the K/V cache.
         grid: token grid of one chunk.
         exchange: the identity, or the sequence group's.
         conditioner_policy: see `ConditionerCache`.
@@ -41,10 +41,10 @@ class CachedTransformer:
     ) -> None:
         self.transformer, self.grid, self.exchange = transformer, grid, exchange
         config = transformer.config
-        self.memory = KVCache(
+        self.kv_cache = KVCache(
             cache, grid, layers=config.num_layers, batch=batch, heads=exchange.local_heads,
-            head_dim=config.head_dim, dtype=transformer.memory_dtype, device=transformer.device,
-            zeros=exchange.zeros,
+            head_dim=config.head_dim, dtype=transformer.dtype, device=transformer.device,
+            format=transformer.kv_format, zeros=exchange.zeros,
         )  # fmt: skip
         self.conditioner = ConditionerCache(conditioner_policy)
         self._time = TimeEmbeddingCache(transformer.embed_time)
@@ -54,8 +54,8 @@ class CachedTransformer:
         self.first_frame = 0
 
     def reset(self) -> None:
-        """Forgets history and prompt; the memory itself and the time embeddings stay."""
-        self.memory.reset()
+        """Forgets history and prompt; the K/V cache's memory and the time embeddings stay."""
+        self.kv_cache.reset()
         self.conditioner.drop()
         self._text = self._rays = self._condition = None
         self.first_frame = 0
@@ -74,7 +74,7 @@ class CachedTransformer:
         self._rays = self.transformer.embed_controls(controls, self.exchange)
         self._condition = condition
         self.first_frame = first_frame
-        self.memory.begin_chunk(first_frame)
+        self.kv_cache.begin_chunk(first_frame)
 
     def predict(self, noisy: Tensor, timestep: float) -> Tensor:
         """One denoise pass: noisy chunk [B, 16, f, H, W] -> flow of the same shape, float32."""
@@ -95,7 +95,7 @@ class CachedTransformer:
 
     def _parts(self) -> dict:
         return {
-            "memory": self.memory,
+            "kv": self.kv_cache,
             "conditioner": self.conditioner,
             "exchange": self.exchange,
         }

@@ -11,7 +11,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lingbot.model.linear import Linear
@@ -20,10 +19,10 @@ Policy = Literal["step", "denoise", "off"]
 ScaleShift = tuple[Tensor, Tensor]
 
 
-class CameraConditioner(nn.Module):
-    """h = rays + Linear(SiLU(Linear(rays))); scale = Linear(h), shift = Linear(h).
+class CameraLayers(nn.Module):
+    """The four linears behind scale and shift, see `lingbot.model.ops.scale_shift`.
 
-    A mixin for the block: the public checkpoints keep these four layers among the block's own.
+    A mixin for the block: the public checkpoints keep these layers among the block's own.
     """
 
     cam_injector_layer1: nn.Linear
@@ -36,11 +35,6 @@ class CameraConditioner(nn.Module):
         self.cam_injector_layer2 = Linear(dim, dim)
         self.cam_scale_layer = Linear(dim, dim)
         self.cam_shift_layer = Linear(dim, dim)
-
-    def scale_shift(self, rays: Tensor) -> ScaleShift:
-        """Embedded rays [B, C, L, dim] -> scale and shift of the same shape."""
-        h = rays + self.cam_injector_layer2(F.silu(self.cam_injector_layer1(rays)))
-        return self.cam_scale_layer(h), self.cam_shift_layer(h)
 
 
 @dataclass

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 
-class Memory(NamedTuple):
+class PeerTensor(NamedTuple):
     """Memory for keys and values, or a view of it.
 
     `peers`, int64 [ranks], is how far from it every rank's own lies, in units of 16 elements, for
@@ -30,7 +30,7 @@ class SendBuffer(NamedTuple):
 
     `packed` is what `to_heads` then takes. `views` [B * C * L, ranks, h, D], one a tensor, are
     written through: rank r's heads at its place in the second dimension or, where `peers` of q and
-    of k, v are given, in the memory of rank r, see `Memory`.
+    of k, v are given, in the memory of rank r, see `PeerTensor`.
     """
 
     packed: tuple[Tensor, ...]
@@ -55,16 +55,16 @@ class Exchange(Protocol):
         ...
 
     def send_buffer(
-        self, like: Tensor, count: int, shape: tuple[int, ...], home: Memory | None = None
+        self, like: Tensor, count: int, shape: tuple[int, ...], slots: PeerTensor | None = None
     ) -> SendBuffer:
         """What `pack` would give for `count` tensors of shape [B, C, L, H, D], still empty.
 
-        Where a kernel can write there, keys and values may lie in the memory's `home`,
-        [2, B, S, h, D].
+        Where a kernel can write there, keys and values may lie in the chunk's `slots` of the K/V
+        store, [2, B, S, h, D].
         """
         ...
 
-    def zeros(self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Memory:
+    def zeros(self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> PeerTensor:
         """Memory for keys and values, which ranks that write each other's memory can write."""
         ...
 
@@ -85,9 +85,9 @@ class Exchange(Protocol):
         ...
 
 
-def plain_zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Memory:
+def plain_zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> PeerTensor:
     """Memory that only its own rank writes."""
-    return Memory(torch.zeros(shape, dtype=dtype, device=device))
+    return PeerTensor(torch.zeros(shape, dtype=dtype, device=device))
 
 
 class LocalExchange:
@@ -107,16 +107,16 @@ class LocalExchange:
         return tensors
 
     def send_buffer(
-        self, like: Tensor, count: int, shape: tuple[int, ...], home: Memory | None = None
+        self, like: Tensor, count: int, shape: tuple[int, ...], slots: PeerTensor | None = None
     ) -> SendBuffer:
-        if home is not None and shape[:2] == (1, 1) and home.tensor.dtype == like.dtype:
+        if slots is not None and shape[:2] == (1, 1) and slots.tensor.dtype == like.dtype:
             queries = [like.new_empty(shape) for _ in range(count - 2)]
-            tensors = (*queries, *(half.unsqueeze(1) for half in home.tensor))
+            tensors = (*queries, *(half.unsqueeze(1) for half in slots.tensor))
         else:
             tensors = like.new_empty(count, *shape).unbind(0)
         return SendBuffer(tensors, tuple(x.flatten(0, 2).unsqueeze(1) for x in tensors))
 
-    def zeros(self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Memory:
+    def zeros(self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> PeerTensor:
         return plain_zeros(shape, dtype, device)
 
     def to_heads(self, packed: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

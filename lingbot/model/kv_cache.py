@@ -1,4 +1,4 @@
-"""Self-attention memory of a session: a protected sink of first frames and a ring of the latest.
+"""Keys and values of a session: a protected sink of first frames and a ring of the latest.
 
 Keys arrive already rotated to their absolute frame, and attention does not care about the order of
 its keys, so a new chunk simply overwrites the oldest slots: nothing is ever shifted or copied.
@@ -15,11 +15,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lingbot.model.attention import attend
 from lingbot.model.checks import check_count
-from lingbot.model.exchange import Memory, plain_zeros
-from lingbot.model.fp8 import FP8
-from lingbot.model.fp8_attention import attend_in_fp8, decode_values
+from lingbot.model.exchange import PeerTensor, plain_zeros
+from lingbot.model.kv_format import PLAIN, KVFormat
 from lingbot.model.rope import Grid
 
 MOST_FRAMES = 1_000_000_000  # latent frames: eight years
@@ -96,7 +94,8 @@ class KVCache:
         config: window and sink in latent frames.
         grid: token grid of one chunk.
         layers, batch, heads, head_dim: sizes; `heads` are those of this rank.
-        dtype: of keys and values; those in fp8 are encoded, see `lingbot.model.fp8_attention`.
+        dtype: of the weights that make keys and values.
+        format: how they are kept.
         zeros: makes the memory, see `lingbot.model.exchange`.
 
     Raises:
@@ -114,14 +113,14 @@ class KVCache:
         head_dim: int,
         dtype: torch.dtype,
         device: torch.device,
-        zeros: Callable[[tuple[int, ...], torch.dtype, torch.device], Memory] = plain_zeros,
+        format: KVFormat = PLAIN,
+        zeros: Callable[[tuple[int, ...], torch.dtype, torch.device], PeerTensor] = plain_zeros,
     ) -> None:
         config.check_chunk(grid.frames)
-        self.config, self.grid = config, grid
-        self.in_fp8 = dtype == FP8
+        self.config, self.grid, self.format = config, grid, format
         shape = (layers, 2, batch, config.capacity * grid.tokens_per_frame, heads, head_dim)
         with torch.inference_mode(False):  # written to in whatever mode the caller is
-            self._whole = zeros(shape, dtype, device)
+            self._whole = zeros(shape, format.dtype(dtype), device)
             self._memory = self._whole.tensor.unbind(0)
         self.reset()
 
@@ -151,7 +150,7 @@ class KVCache:
         slots = [self._claim_slot(first_frame + i) for i in range(self.grid.frames)]
         self._runs = list(_runs(slots))
 
-    def pretend(self, first_frame: int, generator: torch.Generator) -> None:
+    def fill_random(self, first_frame: int, generator: torch.Generator) -> None:
         """Fills the memory as if every chunk before `first_frame` had been driven; for measuring.
 
         Keys and values are normal random numbers: what a chunk costs then is what it costs after a
@@ -168,20 +167,15 @@ class KVCache:
         for start in range(0, first_frame, self.grid.frames):
             self.begin_chunk(start)
         for memory in self._memory:
-            if self.in_fp8:  # drawn in float32, a layer at a time
-                drawn = torch.empty(memory.shape, device=memory.device)
-                memory.copy_(drawn.normal_(generator=generator))
-            else:
-                memory.normal_(generator=generator)
+            self.format.fill_random(memory, generator)
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Stores the chunk's k, v and attends over all that is visible: [B, 1, S, h, D] each."""
         self.store(layer, k, v)
         keys, values = self.visible(layer)
-        attention = attend_in_fp8 if self.in_fp8 else attend
-        return attention(q.squeeze(1), keys, values).unsqueeze(1)
+        return self.format.attend(q.squeeze(1), keys, values).unsqueeze(1)
 
-    def home(self, layer: int) -> Memory | None:
+    def slots(self, layer: int) -> PeerTensor | None:
         """The chunk's slots, a view [2, B, S, h, D], where they are one behind the other."""
         if len(self._runs) != 1:
             return None
@@ -191,9 +185,9 @@ class KVCache:
 
     def store(self, layer: int, k: Tensor, v: Tensor) -> None:
         """Writes the chunk's keys and values [B, 1, S, h, D] into its slots, if not there yet."""
-        home = self.home(layer)
-        if home is not None and (k.data_ptr(), v.data_ptr()) == (
-            home.tensor[0].data_ptr(), home.tensor[1].data_ptr(),
+        slots = self.slots(layer)
+        if slots is not None and (k.data_ptr(), v.data_ptr()) == (
+            slots.tensor[0].data_ptr(), slots.tensor[1].data_ptr(),
         ):  # fmt: skip
             return
         tokens = self.grid.tokens_per_frame
@@ -207,7 +201,7 @@ class KVCache:
     def of_chunk(self, layer: int) -> tuple[Tensor, Tensor]:
         """Copies of the current chunk's keys and values [B, S, h, D], as its last pass left them.
 
-        Decoded where they are kept in fp8.
+        Decoded, whatever they are kept in.
 
         Raises:
             RuntimeError: before the first chunk.
@@ -218,7 +212,7 @@ class KVCache:
         slots = [slice(slot * tokens, (slot + count) * tokens) for _, slot, count in self._runs]
         keys, values = (
             torch.cat([half[:, own] for own in slots], dim=1)
-            for half in self._decoded(self._memory[layer])
+            for half in self.format.decode_kv(*self._memory[layer])
         )
         return keys, values
 
@@ -230,19 +224,14 @@ class KVCache:
     def in_time_order(self, layer: int) -> tuple[Tensor, Tensor]:
         """Copies of the visible keys and values sorted by frame, as the published code has them.
 
-        Decoded where they are kept in fp8.
+        Decoded, whatever they are kept in.
         """
         order = sorted(range(self.frames_visible), key=self._frame_of_slot.__getitem__)
         keys, values = (
             rows.unflatten(1, (-1, self.grid.tokens_per_frame))[:, order].flatten(1, 2)
-            for rows in self._decoded(self.visible(layer))
+            for rows in self.format.decode_kv(*self.visible(layer))
         )
         return keys, values
-
-    def _decoded(self, rows: Tensor | tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        """Keys and values as numbers, whatever they are kept in."""
-        keys, values = rows
-        return (keys.float(), decode_values(values)) if self.in_fp8 else (keys, values)
 
     def check_place(self, first_frame: int) -> None:
         """Raises what `begin_chunk` would; nothing changes."""

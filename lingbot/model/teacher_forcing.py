@@ -11,18 +11,21 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lingbot.model.attention import attend
 from lingbot.model.kv_cache import KVCacheConfig, visible_frames
+from lingbot.model.kv_format import PLAIN, KVFormat
+from lingbot.model.sdpa import attend
 
 
 class TeacherForcing:
-    """Memory of a clip of `chunks` clean and `chunks` noisy chunks.
+    """Keys and values of a clip of `chunks` clean and `chunks` noisy chunks.
 
     Args:
         config: the window and sink that driving will have.
         chunks: n, clean chunks of the clip.
         frames_per_chunk: latent frames of a chunk.
     """
+
+    format: KVFormat = PLAIN
 
     def __init__(self, config: KVCacheConfig, chunks: int, frames_per_chunk: int) -> None:
         config.check_chunk(frames_per_chunk)
@@ -55,7 +58,7 @@ class TeacherForcing:
     def store(self, layer: int, k: Tensor, v: Tensor) -> None:
         raise RuntimeError("a training clip has no context update: call attend")
 
-    def home(self, layer: int) -> None:
+    def slots(self, layer: int) -> None:
         return None  # every chunk of a clip is attended to where it is
 
     def _runs(self, frames: list[int], x: Tensor) -> list[Tensor]:

@@ -10,10 +10,10 @@ from torch import Tensor
 
 
 class TimeEmbedding(NamedTuple):
-    """`e` [B, C, dim] feeds the head, `six` [B, C, 6, dim] modulates the blocks."""
+    """`e` [B, C, dim] feeds the head, `modulation` [B, C, 6, dim] the blocks."""
 
     e: Tensor
-    six: Tensor
+    modulation: Tensor
 
 
 def sinusoid(timesteps: Tensor, width: int) -> Tensor:

@@ -1,7 +1,7 @@
 """The causal, camera-controlled video diffusion transformer of LingBot-World.
 
 One forward predicts the flow of one chunk (driving) or of a whole clip of chunks (training); which
-history a chunk sees is the memory's business, which tokens this rank holds is the exchange's.
+history a chunk sees is the K/V store's business, which tokens this rank holds is the exchange's.
 Parameter names are those of the public checkpoints. Letters: B batch, C chunks, f latent frames of
 a chunk, F = C * f, L local tokens of a chunk, S all tokens of a chunk.
 """
@@ -16,14 +16,16 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from lingbot.model.attention import AttentionMemory
-from lingbot.model.block import Block, modulated_norm
+from lingbot.model.activation_checkpointing import run_block
+from lingbot.model.block import Block
 from lingbot.model.camera_conditioner import ConditionerCache
 from lingbot.model.checks import check_count, check_number
 from lingbot.model.exchange import Exchange
-from lingbot.model.fp8 import FP8
-from lingbot.model.linear import Linear, linear
-from lingbot.model.recompute import run_block
+from lingbot.model.kv_format import PLAIN, KVFormat
+from lingbot.model.kv_store import KVStore
+from lingbot.model.linear import Linear
+from lingbot.model.norms import modulated_norm
+from lingbot.model.patch_embedding import PatchEmbedding
 from lingbot.model.rope import Grid, RopeTables
 from lingbot.model.time_embedding import TimeEmbedding, sinusoid
 
@@ -34,8 +36,8 @@ COUNTS = (
 )  # fmt: skip
 MOST = 10_000_000  # of any size: far beyond memory, and products of two can still be counted
 MASK_CHANNELS = 4  # of the image condition, see `lingbot.model.image_condition`
-FOLD = 8  # pixels of a latent pixel's side; rays are folded by it
-RAY_CHANNELS = {"cam": 6 * FOLD**2, "act": 7 * FOLD**2}
+VAE_STRIDE = 8  # pixels of a latent pixel's side; rays are folded by it
+RAY_CHANNELS = {"cam": 6 * VAE_STRIDE**2, "act": 7 * VAE_STRIDE**2}
 
 
 @dataclass(frozen=True)
@@ -109,7 +111,7 @@ class TransformerConfig:
         if height % p or width % q:
             raise ValueError(
                 f"latents of {height}x{width} do not divide into {p}x{q} patches: choose a video "
-                f"size whose sides are multiples of {FOLD * p} and {FOLD * q} pixels"
+                f"size whose sides are multiples of {VAE_STRIDE * p} and {VAE_STRIDE * q} pixels"
             )
         return Grid(frames, height // p, width // q)
 
@@ -136,9 +138,7 @@ class CausalLingBotTransformer(nn.Module):
         super().__init__()
         self.config = c = config
         patch = c.patch_size[1] * c.patch_size[2]
-        self.patch_embedding = nn.Conv3d(
-            c.in_channels, c.dim, kernel_size=c.patch_size, stride=c.patch_size
-        )
+        self.patch_embedding = PatchEmbedding(c.in_channels, c.dim, c.patch_size)
         self.patch_embedding_wancamctrl = Linear(c.control_channels * patch, c.dim)
         self.c2ws_hidden_states_layer1 = Linear(c.dim, c.dim)
         self.c2ws_hidden_states_layer2 = Linear(c.dim, c.dim)
@@ -154,18 +154,17 @@ class CausalLingBotTransformer(nn.Module):
         )
         self.head = Head(c.dim, c.out_channels * patch, c.eps)
         self.rope = RopeTables(c.head_dim)
-        self.fp8_attention = False  # see `lingbot.model.fp8_attention`
-        self.kernels: object | None = None  # what `lingbot.model.kernels` has prepared it for
-        self.recompute = "nothing"  # in training, see `lingbot.model.recompute`
+        self.kv_format: KVFormat = PLAIN  # of the keys and values of earlier chunks
+        self.activation_checkpointing = "none"  # see `lingbot.model.activation_checkpointing`
 
     @property
     def dtype(self) -> torch.dtype:
         return self.patch_embedding.weight.dtype
 
     @property
-    def memory_dtype(self) -> torch.dtype:
+    def kv_dtype(self) -> torch.dtype:
         """What keys and values of earlier chunks are kept in."""
-        return FP8 if self.fp8_attention else self.dtype
+        return self.kv_format.dtype(self.dtype)
 
     @property
     def device(self) -> torch.device:
@@ -220,7 +219,7 @@ class CausalLingBotTransformer(nn.Module):
         text: TextKV,
         first_frames: tuple[int, ...],
         *,
-        memory: AttentionMemory,
+        kv: KVStore,
         conditioner: ConditionerCache,
         exchange: Exchange,
     ) -> Tensor:
@@ -239,8 +238,8 @@ class CausalLingBotTransformer(nn.Module):
         x, rope = self._enter(latents, first_frames, exchange)
         for block, text_kv in zip(self.blocks, text, strict=True):
             x = run_block(
-                self.recompute, block, x, time.six, rays, text_kv, rope,
-                memory=memory, conditioner=conditioner, exchange=exchange,
+                self.activation_checkpointing, block, x, time.modulation, rays, text_kv, rope,
+                kv=kv, conditioner=conditioner, exchange=exchange,
             )  # fmt: skip
         y = exchange.gather(self.head(x, time.e))  # [B, C, S, patch * channels]
         return self._unpatch(y.float(), latents.shape)
@@ -253,11 +252,11 @@ class CausalLingBotTransformer(nn.Module):
         text: TextKV,
         first_frames: tuple[int, ...],
         *,
-        memory: AttentionMemory,
+        kv: KVStore,
         conditioner: ConditionerCache,
         exchange: Exchange,
     ) -> None:
-        """The pass on the clean chunk that leaves its keys and values in the memory.
+        """The pass on the clean chunk that leaves its keys and values in the store.
 
         It ends in the last block as soon as those are stored: no query, no head, no gather.
         """
@@ -265,11 +264,11 @@ class CausalLingBotTransformer(nn.Module):
         *inner, last = self.blocks
         for block, text_kv in zip(inner, text, strict=False):
             x = block(
-                x, time.six, rays, text_kv, rope,
-                memory=memory, conditioner=conditioner, exchange=exchange, updating=True,
+                x, time.modulation, rays, text_kv, rope,
+                kv=kv, conditioner=conditioner, exchange=exchange, updating=True,
             )  # fmt: skip
         assert isinstance(last, Block)
-        last.store_only(x, time.six, rope, memory=memory, exchange=exchange)
+        last.update_kv(x, time.modulation, rope, kv=kv, exchange=exchange)
 
     def _enter(
         self, latents: Tensor, first_frames: tuple[int, ...], exchange: Exchange
@@ -278,8 +277,7 @@ class CausalLingBotTransformer(nn.Module):
         frames, height, width = latents.shape[2:]
         frames_per_chunk = frames // len(first_frames)
         patches = exchange.shard(self._patches(latents, frames_per_chunk), dim=2)
-        weight, bias = self.patch_embedding.weight, self.patch_embedding.bias
-        x = linear(patches.to(self.dtype), weight.flatten(1), bias).float()
+        x = self.patch_embedding(patches.to(self.dtype)).float()
         grid = self.config.grid(frames_per_chunk, height, width)
         return x, self.rope(grid, first_frames, exchange, x.device)
 

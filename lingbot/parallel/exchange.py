@@ -13,7 +13,7 @@ import torch.distributed as dist
 from einops import rearrange
 from torch import Tensor
 
-from lingbot.model.exchange import Memory, SendBuffer, plain_zeros
+from lingbot.model.exchange import PeerTensor, SendBuffer, plain_zeros
 from lingbot.parallel.collectives import Sizes, Wire, all_gather, all_to_all
 from lingbot.parallel.communication_log import CommunicationLog
 from lingbot.parallel.splits import Splits, check_heads, choose_path
@@ -87,19 +87,19 @@ class SequenceExchange:
         return (torch.stack(dealt, dim=-2),)
 
     def send_buffer(
-        self, like: Tensor, count: int, shape: tuple[int, ...], home: Memory | None = None
+        self, like: Tensor, count: int, shape: tuple[int, ...], slots: PeerTensor | None = None
     ) -> SendBuffer:
         """An empty buffer as `pack` makes it of `count` tensors [B,C,L,H,D]; and views to fill it.
 
         The views are [(B C L), r, h, D], in the order in which a kernel makes its values. What has
-        to be sent cannot lie in the memory, so `home` is not used.
+        to be sent cannot lie in the K/V cache, so `slots` is not used.
         """
         batch, chunks, local, heads, width = shape
         buffer = like.new_empty(self.size, batch, chunks, local, heads // self.size, count, width)
         views = rearrange(buffer, "r B C L h n D -> n (B C L) r h D").unbind(0)
         return SendBuffer((buffer,), views)
 
-    def zeros(self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Memory:
+    def zeros(self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> PeerTensor:
         """Memory for keys and values of this rank."""
         return plain_zeros(shape, dtype, device)
 

@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from lingbot.model.exchange import Memory, SendBuffer
+from lingbot.model.exchange import PeerTensor, SendBuffer
 from lingbot.parallel.communication_log import CommunicationLog, PendingCollective
 from lingbot.parallel.exchange import SequenceExchange
 from lingbot.parallel.mailbox import Mailbox, SharedMemory
@@ -76,15 +76,15 @@ class PushedExchange(SequenceExchange):
         """Memory of this rank that others write and PyTorch's statistics leave out."""
         return sum(shared.uncounted for shared in self._shared)
 
-    def zeros(self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Memory:
+    def zeros(self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> PeerTensor:
         """Memory for this rank's keys and values that all can write; the ranks make it together."""
         size = torch.Size(shape).numel() * dtype.itemsize
         shared = self._memory_type(self._group, device, size, self._timeout_s)
         self._shared.add(shared)
-        return Memory(shared.buffer.view(dtype).view(shape), shared.peers(dtype), shared)
+        return PeerTensor(shared.buffer.view(dtype).view(shape), shared.peers(dtype), shared)
 
     def send_buffer(
-        self, like: Tensor, count: int, shape: tuple[int, ...], home: Memory | None = None
+        self, like: Tensor, count: int, shape: tuple[int, ...], slots: PeerTensor | None = None
     ) -> SendBuffer:
         """Views of the ranks' memory: what is written through them needs no more sending.
 
@@ -92,14 +92,14 @@ class PushedExchange(SequenceExchange):
         """
         batch, chunks, local, _, width = shape
         if batch * chunks > 1 or torch.is_grad_enabled():
-            return super().send_buffer(like, count, shape, home)
+            return super().send_buffer(like, count, shape, slots)
         self._check_local(local)
         mailbox, inbox = self._inbox(count, width, like.dtype)
         arriving = inbox.unbind(-2)
         peers = kv_peers = mailbox.peers(like.dtype)
-        if home is not None and home.peers is not None and home.tensor.dtype == like.dtype:
-            arriving = *arriving[: count - 2], *(half.unsqueeze(1) for half in home.tensor)
-            kv_peers = home.peers
+        if slots is not None and slots.peers is not None and slots.tensor.dtype == like.dtype:
+            arriving = *arriving[: count - 2], *(half.unsqueeze(1) for half in slots.tensor)
+            kv_peers = slots.peers
         self._sending = Sending(arriving, mailbox, self._begin(count, local, width, like))
         mine = (self.shard(x, dim=2)[0, 0].unsqueeze(1) for x in arriving)
         views = tuple(x.expand(-1, self.size, -1, -1) for x in mine)

@@ -22,7 +22,7 @@ from torch.distributed.tensor import DTensor
 from lingbot.model import CausalLingBotTransformer
 
 TRANSFORMER_ENTRIES = ("embed_controls", "embed_text", "embed_time", "update_context")
-BLOCK_ENTRIES = ("text_kv", "store_only")
+BLOCK_ENTRIES = ("text_kv", "update_kv")
 
 
 def shard_weights(

@@ -146,7 +146,7 @@ class RealtimeSession:
         if isinstance(controls, str):
             controls = self.camera.hold(controls)
         self.camera.check(controls)
-        self.model.memory.check_place(self.first_latent_frame)
+        self.model.kv_cache.check_place(self.first_latent_frame)
         account = StepAccount(self.step_index, self.device)
         self.finish_chunk()
         text = None if controls.prompt is None else self._encode(controls.prompt)
@@ -246,7 +246,7 @@ class RealtimeSession:
                 "then go forward"
             )
         self.finish_chunk()
-        self.model.memory.pretend(step * self.model.grid.frames, self._generator)
+        self.model.kv_cache.fill_random(step * self.model.grid.frames, self._generator)
         self._past.clear()
         self.last_chunk = None
         self.step_index = step
@@ -313,7 +313,7 @@ class RealtimeSession:
         """Takes an encoded prompt; every visible chunk passes through the context update again."""
         self.model.set_text(text)
         if recompute_history:
-            self.model.memory.reset()
+            self.model.kv_cache.reset()
             for past in self._past:
                 self.model.begin_chunk(past.controls, past.condition, past.first_frame)
                 self.model.update_context(past.clean)
@@ -369,7 +369,7 @@ class RealtimeSession:
     def _remember(self, chunk: PastChunk) -> None:
         """Keeps the chunks of which the next one will see a frame."""
         frames = self.model.grid.frames
-        seen = set(visible_frames(chunk.first_frame + frames, frames, self.model.memory.config))
+        seen = set(visible_frames(chunk.first_frame + frames, frames, self.model.kv_cache.config))
         self._past = [
             past
             for past in [*self._past, chunk]

@@ -22,7 +22,7 @@ def counted(work) -> int:
 def test_the_count_is_that_of_the_operators():
     """In bfloat16, where attention on the CPU is two matmuls that PyTorch counts."""
     model = cached(small_transformer().bfloat16(), CACHE)
-    model.memory.pretend(6, torch.Generator().manual_seed(0))
+    model.kv_cache.fill_random(6, torch.Generator().manual_seed(0))
     latents, condition, controls = chunk_inputs(SMALL, 1)
     flops = StepFlops(SMALL, GRID, 6 * GRID.tokens_per_frame)
     model._time(500.0, torch.bfloat16, latents.device)  # once a session

@@ -40,7 +40,7 @@ def test_a_pretended_history_is_full_random_and_placed_as_a_driven_one(cache):
     first = next(controls)
     pretended.step(first)
     pretended.pretend_history(step)
-    memory = pretended.model.memory
+    memory = pretended.model.kv_cache
     assert memory.frames_visible == cache.capacity
     for layer in range(SMALL.num_layers):
         for rows in memory.visible(layer):
@@ -50,10 +50,10 @@ def test_a_pretended_history_is_full_random_and_placed_as_a_driven_one(cache):
     for _ in range(step - 1):
         driven.step(next(controls))
     assert driven.step_index == pretended.step_index
-    assert driven.model.memory._frame_of_slot == memory._frame_of_slot
+    assert driven.model.kv_cache._frame_of_slot == memory._frame_of_slot
     for each in (driven, pretended):
         each.step(next(controls))
-    assert driven.model.memory._frame_of_slot == memory._frame_of_slot
+    assert driven.model.kv_cache._frame_of_slot == memory._frame_of_slot
     assert memory.frames_visible == cache.capacity
 
 
@@ -63,7 +63,7 @@ def test_the_history_is_pretended_forwards_after_the_first_step_only():
         made.pretend_history(4)
     made.step(next(random_controls(3, 0)))
     with pytest.raises(ValueError, match="no chunk starts at frame 4"):
-        made.model.memory.pretend(4, torch.Generator())
+        made.model.kv_cache.fill_random(4, torch.Generator())
 
 
 def test_a_codec_without_decoder_gives_as_many_frames_and_encodes_as_before():

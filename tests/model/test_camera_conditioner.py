@@ -19,7 +19,7 @@ def drive(policy: str) -> tuple[list[torch.Tensor], list]:
             flows += [model.predict(latents[:, :, span], t) for t in (999.0, 957.0, 899.0, 702.0)]
             model.update_context(latents[:, :, span])
             counts.append(model.conditioner.take_counts())
-    flows += [m for layer in range(LAYERS) for m in model.memory.visible(layer)]
+    flows += [m for layer in range(LAYERS) for m in model.kv_cache.visible(layer)]
     return flows, counts
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from lingbot.model import (
     LocalExchange,
     TransformerConfig,
 )
+from lingbot.model.ops import scale_shift
 from lingbot.model.sizes import (
     conditioner_bytes,
     count_parameters,
@@ -63,5 +65,5 @@ def test_the_bytes_of_prompt_and_camera_are_those_that_blocks_keep() -> None:
     exchange, conditioner = LocalExchange(SMALL.num_heads), ConditionerCache("step")
     rays = transformer.embed_controls(torch.zeros(1, SMALL.control_channels, 3, 4, 6), exchange)
     for block in transformer.blocks:
-        conditioner(block.layer, rays, block.scale_shift, updating=False)
+        conditioner(block.layer, rays, partial(scale_shift, block), updating=False)
     assert conditioner_bytes(SMALL, GRID, 4) == conditioner.take_counts().bytes

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from lingbot.model.checkpoint import TRANSFORMER, load_weights, save_weights
+from lingbot.checkpoints.weights import TRANSFORMER, load_weights, save_weights
 from lingbot.model.tensor_files import check_finite, copy_tensors, read_index, tensor_files
 from tests.model.worlds import small_transformer
 

@@ -11,9 +11,9 @@ from lingbot.model import (
     TeacherForcing,
     TransformerConfig,
 )
-from lingbot.model.attention import attend
 from lingbot.model.kv_cache import visible_frames
 from lingbot.model.rope import axis_widths
+from lingbot.model.sdpa import attend
 from tests.model.worlds import SMALL, cached, chunk_inputs, small_transformer
 
 TEXT = torch.linspace(-1, 1, 5 * 16).view(1, 5, 16)
@@ -49,7 +49,7 @@ def clip_flow(transformer, history, noisy, condition, controls, cache, timestep=
         transformer.embed_controls(controls, exchange, 3),
         transformer.embed_text(TEXT),
         tuple(range(0, 3 * chunks, 3)) * 2,
-        memory=TeacherForcing(cache, chunks, 3),
+        kv=TeacherForcing(cache, chunks, 3),
         conditioner=StepByStep(),
         exchange=exchange,
     )
@@ -118,7 +118,7 @@ def test_the_context_update_stops_early_in_the_last_block_and_leaves_the_same_ca
     assert set(calls) == set(names)
     for layer in range(SMALL.num_layers):
         for ours, theirs in zip(
-            early.memory.visible(layer), full.memory.visible(layer), strict=True
+            early.kv_cache.visible(layer), full.kv_cache.visible(layer), strict=True
         ):
             assert torch.equal(ours, theirs)
 

@@ -104,16 +104,16 @@ def _check_values(rank: int, folder: str) -> None:
 
 
 def _check_written(rank: int, folder: str, dtype: torch.dtype) -> None:
-    """What is written as far from the views as `peers` say has arrived, keys and values at home."""
+    """What is written as far from the views as `peers` say has arrived, keys and values in slots."""
     exchange = _exchange(folder)
     memory = exchange.zeros((2, 1, 2 * TOKENS, exchange.local_heads, WIDTH), dtype, CPU)
     own = memory.tensor.numel() * dtype.itemsize
     assert exchange.uncounted_bytes == own
-    homes = [None, memory._replace(tensor=memory.tensor[:, :, TOKENS:])]
-    for seed, (count, home) in enumerate(product((3, 2), homes)):
+    places = [None, memory._replace(tensor=memory.tensor[:, :, TOKENS:])]
+    for seed, (count, slots) in enumerate(product((3, 2), places)):
         whole = _qkv(seed, dtype)[3 - count :]
         local = [exchange.shard(x, dim=2) for x in whole]
-        buffer = exchange.send_buffer(local[0], count, local[0].shape, home)
+        buffer = exchange.send_buffer(local[0], count, local[0].shape, slots)
         assert buffer.peers is not None
         tables = [buffer.peers[0]] * (count - 2) + [buffer.peers[1]] * 2
         for view, x, peers in zip(buffer.views, local, tables, strict=True):
@@ -125,8 +125,8 @@ def _check_written(rank: int, folder: str, dtype: torch.dtype) -> None:
         made = exchange.to_heads(buffer.packed)
         for a, b in zip(made, whole, strict=True):
             assert torch.equal(a.float(), _own(b, exchange).float())
-        if home is not None:
-            assert [x.data_ptr() for x in made[-2:]] == [x.data_ptr() for x in home.tensor]
+        if slots is not None:
+            assert [x.data_ptr() for x in made[-2:]] == [x.data_ptr() for x in slots.tensor]
             assert memory.tensor[:, :, :TOKENS].float().abs().sum() == 0
     assert exchange.uncounted_bytes > own  # and the mailboxes
 

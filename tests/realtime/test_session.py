@@ -163,21 +163,21 @@ def test_recomputing_the_history_under_the_same_prompt_changes_nothing(cache):
     if cache.window == -1:
         assert torch.equal(*frames)
     # evicted frames are gone, so only layer 0, which sees no history, can be the same again
-    rows = [session.model.memory.in_time_order(0)[0] for session in (kept, recomputed)]
+    rows = [session.model.kv_cache.in_time_order(0)[0] for session in (kept, recomputed)]
     before = (session_frames(kept) - 3) * kept.model.grid.tokens_per_frame
     assert torch.allclose(rows[0][:, :before], rows[1][:, :before], atol=1e-5)
 
 
 def session_frames(session: RealtimeSession) -> int:
-    return session.model.memory.frames_visible
+    return session.model.kv_cache.frames_visible
 
 
 def test_recomputing_the_history_under_another_prompt_changes_the_memory():
     session = make_session()
     drive(session)
-    before = [m.clone() for m in session.model.memory.visible(1)]
+    before = [m.clone() for m in session.model.kv_cache.visible(1)]
     session.change_prompt("noon, grass", recompute_history=True)
-    assert not torch.allclose(before[0], session.model.memory.visible(1)[0], atol=1e-4)
+    assert not torch.allclose(before[0], session.model.kv_cache.visible(1)[0], atol=1e-4)
 
 
 def test_the_report_accounts_for_the_step():
@@ -271,7 +271,7 @@ def test_a_new_world_or_the_end_drops_a_context_update_that_is_still_to_be_made(
     assert torch.equal(torch.cat(drive(session)), torch.cat(drive(make_session())))
     session.close()
     session.finish_chunk()
-    assert session.model.memory.frames_visible == 0
+    assert session.model.kv_cache.frames_visible == 0
     assert [r.context_update_ms > 0 for r in session.finished_reports()] == [True] * 3 + [False]
 
 
@@ -359,7 +359,9 @@ def test_context_updates_of_the_last_chunks_leave_the_same_history_in_another_se
         with torch.no_grad():
             there.model.begin_chunk(chunk.controls, chunk.condition, chunk.first_frame)
             there.model.update_context(chunk.clean)
-        for a, b in zip(here.model.memory.visible(0), there.model.memory.visible(0), strict=True):
+        for a, b in zip(
+            here.model.kv_cache.visible(0), there.model.kv_cache.visible(0), strict=True
+        ):
             assert torch.equal(a, b)
     here.close()
     assert here.last_chunk is None

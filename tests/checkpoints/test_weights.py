@@ -2,8 +2,8 @@ import pytest
 import torch
 from torch import nn
 
+from lingbot.checkpoints.weights import TEXT_ENCODER, TRANSFORMER, load_weights, save_weights
 from lingbot.model import CausalLingBotTransformer, TransformerConfig
-from lingbot.model.checkpoint import TEXT_ENCODER, TRANSFORMER, load_weights, save_weights
 from tests.model.worlds import SMALL, small_transformer
 from tests.support.published import LAYOUTS, write_shards
 

@@ -1,9 +1,9 @@
-"""Self-attention in 8-bit floating point: queries, keys, values, weights and output in e4m3.
+"""Keys and values in 8-bit floating point, and attention in it: all of it in e4m3.
 
 Queries and keys are normed, so they are stored as they are; values, and the output with them, times
-a fixed power of two, so that ranks and steps share one scale and a memory of keys and values never
-has to be rescaled. On a GPU cuDNN attends (its Python frontend, the extra `[fp8]`): on Hopper at
-1.4 times the rate of bfloat16. Memory and exchange hold and carry half the bytes.
+a fixed power of two, so that ranks and steps share one scale and what has been kept never has to be
+rescaled. On a GPU cuDNN attends (its Python frontend, the extra `[fp8]`): on Hopper at
+1.4 times the rate of bfloat16. K/V cache and exchange hold and carry half the bytes.
 Letters: B batch, S queries, T keys, H heads, D head width.
 """
 
@@ -16,8 +16,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from lingbot.model.attention import attend
-from lingbot.model.fp8 import FP8, LARGEST
+from lingbot.kernels.fp8 import FP8, FP8_MAX
+from lingbot.model.kv_format import KVFormat
+from lingbot.model.sdpa import attend
 
 VALUE_SCALE = 8.0  # values up to 56, and nothing above 0.002 loses digits
 WEIGHT_SCALE = 256.0  # of the attention weights, which are at most 1
@@ -27,14 +28,14 @@ def check_frontend() -> None:
     """Raises ValueError where there is a GPU, but not what makes it attend in fp8."""
     if torch.cuda.is_available() and find_spec("cudnn") is None:
         raise ValueError(
-            "kernels.attention='fp8' attends by cuDNN's Python frontend, which is not installed: "
-            "pip install 'lingbot[fp8]', or choose kernels.attention=exact"
+            "kernels.kv='fp8' attends by cuDNN's Python frontend, which is not installed: "
+            "pip install 'lingbot-on-lightning[fp8]', or choose kernels.kv=bf16"
         )
 
 
 def encode(x: Tensor, scale: float = 1.0) -> Tensor:
     """x times `scale` in fp8, as near as it can be."""
-    return (x.float() * scale).clamp(-LARGEST, LARGEST).to(FP8)
+    return (x.float() * scale).clamp(-FP8_MAX, FP8_MAX).to(FP8)
 
 
 def encode_keys_values(k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
@@ -55,6 +56,34 @@ def attend_in_fp8(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     shapes = tuple((tuple(x.shape), tuple(x.stride())) for x in (q, k, v, out))
     _graph(q.device, shapes).run(q, k, v, out)
     return out
+
+
+class Fp8KV(KVFormat):
+    """Keys and values in e4m3."""
+
+    name = "fp8"
+
+    def dtype(self, weights: torch.dtype) -> torch.dtype:
+        return FP8
+
+    def encode(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return encode(q), *encode_keys_values(k, v)
+
+    def encode_kv(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        return encode_keys_values(k, v)
+
+    def decode_kv(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        return k.float(), decode_values(v)
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return attend_in_fp8(q, k, v)
+
+    def decode(self, y: Tensor, dtype: torch.dtype) -> Tensor:
+        return decode_values(y, dtype)
+
+    def fill_random(self, kept: Tensor, generator: torch.Generator) -> None:
+        drawn = torch.empty(kept.shape, device=kept.device)  # fp8 cannot be drawn
+        kept.copy_(drawn.normal_(generator=generator))
 
 
 class _Scales(NamedTuple):

@@ -1,9 +1,9 @@
-"""What a training step makes anew on its way back instead of keeping it.
+"""What a training step recomputes in its backward pass instead of keeping it.
 
 A clip at full size has tens of thousands of tokens, and a block keeps about thirty vectors of each.
 Recomputing, only what goes into a block is kept, for another forward in time. Attention is most of
 that time and little of that memory, so that its outputs may be kept all the same; not where it is
-spelled out in matmuls, as in bfloat16 on a CPU. Exchanges between ranks are made anew as well.
+spelled out in matmuls, as in bfloat16 on a CPU. Exchanges between ranks are recomputed as well.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from torch.utils.checkpoint import (
     noop_context_fn,
 )
 
-Recompute = Literal["nothing", "blocks", "all_but_attention"]
+ActivationCheckpointing = Literal["none", "full", "selective"]
 
 _aten = torch.ops.aten
 _KEPT = (
@@ -32,19 +32,28 @@ _KEPT = (
 )
 
 
-def check_recompute(what: str) -> str:
-    """Return the name of what is recomputed, or raise ValueError where it is none."""
-    if what not in get_args(Recompute):
-        raise ValueError(f"recompute={what!r} is not known: choose one of {get_args(Recompute)}")
-    return what
+def check_activation_checkpointing(kind: str) -> str:
+    """The kind of activation checkpointing, if it is one.
+
+    Raises:
+        ValueError: for any other word.
+    """
+    known = get_args(ActivationCheckpointing)
+    if kind not in known:
+        raise ValueError(f"activation_checkpointing={kind!r} is not known: choose one of {known}")
+    return kind
 
 
-def run_block(what: str, block: Callable[..., Tensor], x: Tensor, *args: Any, **kw: Any) -> Tensor:
-    """What `block` makes of x, its activations kept or, with gradients, made anew when needed."""
-    if what == "nothing" or not torch.is_grad_enabled():
+def run_block(kind: str, block: Callable[..., Tensor], x: Tensor, *args: Any, **kw: Any) -> Tensor:
+    """Calls `block` on x; with gradients, its activations are kept as `kind` says.
+
+    Args:
+        kind: `none` keeps all of them, `full` only x, `selective` x and what attention returned.
+    """
+    if kind == "none" or not torch.is_grad_enabled():
         return block(x, *args, **kw)
     contexts = noop_context_fn
-    if what == "all_but_attention":
+    if kind == "selective":
         contexts = partial(create_selective_checkpoint_contexts, _keep_attention)
     made = checkpoint(
         block, x, *args, use_reentrant=False, preserve_rng_state=False, context_fn=contexts, **kw

@@ -1,4 +1,4 @@
-"""The Triton kernels of `lingbot.codec.rows`: one program a few rows, a row's channels together."""
+"""The Triton kernels of `vae_rows`: one program takes a few rows, a row's channels together."""
 
 # Triton's arguments are pointers and numbers of its own: annotations would say what they are not.
 # ruff: noqa: ANN001, ANN201
@@ -19,12 +19,12 @@ def norm(
     """
     row = tl.program_id(0).to(tl.int64) * HEIGHT + tl.arange(0, HEIGHT)
     column = tl.arange(0, WIDTH)
-    real = column < C
-    inside = (row[:, None] < rows) & real[None, :]
-    scale = tl.load(gamma + column, mask=real, other=0.0).to(tl.float32) * root
+    mask = column < C
+    inside = (row[:, None] < rows) & mask[None, :]
+    scale = tl.load(gamma + column, mask=mask, other=0.0).to(tl.float32) * root
     value = tl.load(x + row[:, None] * C + column[None, :], mask=inside, other=0.0).to(tl.float32)
     if bias is not None:
-        value += tl.load(bias + column, mask=real, other=0.0).to(tl.float32)[None, :]
+        value += tl.load(bias + column, mask=mask, other=0.0).to(tl.float32)[None, :]
     length = tl.sqrt(tl.sum(value * value, axis=1))
     value = value / tl.maximum(length, 1e-12)[:, None] * scale[None, :]
     value = value * tl.sigmoid(value)
@@ -41,11 +41,11 @@ def add(
     """out = x + bias + y, rows [rows, C]; called like `norm`."""
     row = tl.program_id(0).to(tl.int64) * HEIGHT + tl.arange(0, HEIGHT)
     column = tl.arange(0, WIDTH)
-    real = column < C
-    inside = (row[:, None] < rows) & real[None, :]
+    mask = column < C
+    inside = (row[:, None] < rows) & mask[None, :]
     places = row[:, None] * C + column[None, :]
     value = tl.load(x + places, mask=inside, other=0.0).to(tl.float32)
-    value += tl.load(bias + column, mask=real, other=0.0).to(tl.float32)[None, :]
+    value += tl.load(bias + column, mask=mask, other=0.0).to(tl.float32)[None, :]
     value += tl.load(y + places, mask=inside, other=0.0).to(tl.float32)
     tl.store(out + places, value.to(out.dtype.element_ty), mask=inside)
 

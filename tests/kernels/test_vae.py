@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 from diffusers.models.autoencoders.autoencoder_kl_wan import WanResidualBlock
+from tests.codec.test_graphed import Recorder
 
 from lingbot.codec.fused import FusedResidual, NormedConvolution, fuse_decoder
 from lingbot.codec.graphed import GraphedDecoder
 from lingbot.codec.rows import add_with_bias, join_normed, spread
 from lingbot.codec.split import SplitDecoder
 from lingbot.codec.video import VideoCodec
-from tests.codec.test_graphed import Recorder
 from tests.codec.test_split import latents_of, make_codec, rank_of
 from tests.codec.test_video import PATCHED, WAN
 

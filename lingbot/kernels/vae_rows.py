@@ -85,6 +85,6 @@ def _launch(
 @cache
 def kernels() -> dict[str, Any]:
     """The Triton kernels by name; Triton comes with PyTorch for CUDA alone."""
-    from lingbot.codec import triton_rows
+    from lingbot.kernels import triton_vae
 
-    return {"norm": triton_rows.norm, "add": triton_rows.add, "spread": triton_rows.spread}
+    return {"norm": triton_vae.norm, "add": triton_vae.add, "spread": triton_vae.spread}
