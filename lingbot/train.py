@@ -103,9 +103,9 @@ def train(cfg: DictConfig) -> dict[str, float]:
         exported = cfg.export_dir if isinstance(module, LingBotModule) else None
         check_places(trainer, module, data, exported)
         check_callbacks(trainer, module)
-        check_watched(trainer, module, cfg.optimized_metric if searching() else None)
         check_precision(trainer, module)
         check_resumed(trainer, module, cfg.ckpt_path, cfg.trust_run_code)
+        check_watched(trainer, module, cfg.optimized_metric if searching() else None)
         if exported is not None:
             check_export(exported)
             trainer.callbacks.append(ExportCheck())  # type: ignore[attr-defined]

@@ -12,7 +12,7 @@ from lightning.pytorch.plugins.environments import LightningEnvironment, LSFEnvi
 from lingbot.cli.trainer import in_allocation_shell, make_trainer
 from lingbot.generate import generate
 from lingbot.train import train
-from lingbot.trainer_options import check_trainer
+from lingbot.trainer_options import MEETING, check_trainer
 from tests.commands import TINY_DRIVE, TINY_TRAINING, composed
 
 # what salloc leaves in a shell; an allocation of eight tasks on two machines
@@ -25,7 +25,7 @@ TASK = {"SLURM_STEP_ID": "0", "SLURM_LOCALID": "0", "SLURM_NODEID": "0"}
 
 @pytest.fixture
 def allocation(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in (*TASK, "TORCHELASTIC_RUN_ID"):
+    for name in (*TASK, *MEETING):
         monkeypatch.delenv(name, raising=False)
     for name, value in ALLOCATION.items():
         monkeypatch.setenv(name, value)
