@@ -9,6 +9,7 @@ import re
 
 from omegaconf import DictConfig, OmegaConf
 
+CHECKPOINTING = "module.activation_checkpointing"
 RENAMED = {
     "kernels.name": "left out, since options tell what runs",
     "kernels.parts": "kernels.ops",
@@ -20,10 +21,10 @@ RENAMED = {
     "kernels.ops=fused": "kernels.ops=triton",
     "kernels.linears=exact": "kernels.linears=bf16",
     "kernels.kv=exact": "kernels.kv=bf16",
-    "module.recompute": "module.activation_checkpointing",
-    "module.activation_checkpointing=nothing": "module.activation_checkpointing=none",
-    "module.activation_checkpointing=blocks": "module.activation_checkpointing=full",
-    "module.activation_checkpointing=all_but_attention": "module.activation_checkpointing=selective",
+    "module.recompute": CHECKPOINTING,
+    f"{CHECKPOINTING}=nothing": f"{CHECKPOINTING}=none",
+    f"{CHECKPOINTING}=blocks": f"{CHECKPOINTING}=full",
+    f"{CHECKPOINTING}=all_but_attention": f"{CHECKPOINTING}=selective",
 }
 # how Hydra says that there is no such key: on the command line, and in a YAML file
 UNKNOWN = re.compile(

@@ -1,8 +1,10 @@
 """Muon: momentum whose matrices are made orthogonal before each step.
 
 Weights of linear and convolution layers are seen as matrices `[out, in * kernel]`; other parameters
-take Adam steps. torch.optim.Muon takes neither convolutions nor the rest. A small model learns far
-more from each of its first thousand steps than with AdamW, which counts where steps are dear.
+take Adam steps. A weight with an attribute `stacked` is that many matrices one above the other,
+each of them made orthogonal by itself (see `lingbot.kernels.linears.PackedLinear`).
+torch.optim.Muon takes neither convolutions nor the rest. A small model learns far more from each of
+its first thousand steps than with AdamW, which counts where steps are dear.
 Orthogonalisation: the Newton-Schulz iteration of Jordan et al. (2024),
 https://kellerjordan.github.io/posts/muon.
 """
@@ -83,8 +85,15 @@ class Muon(Optimizer):
 
 
 def is_matrix(weight: Tensor, smallest_side: int) -> bool:
-    """Whether a parameter is a weight wide enough to be treated as a matrix."""
-    return weight.dim() >= 2 and min(weight.shape[0], weight[0].numel()) >= smallest_side
+    """Whether a parameter is a weight wide enough to be treated as a matrix, or as several."""
+    if weight.dim() < 2:
+        return False
+    return min(weight.shape[0] // matrices_in(weight), weight[0].numel()) >= smallest_side
+
+
+def matrices_in(weight: Tensor) -> int:
+    """How many matrices of the same size a weight is, one above the other."""
+    return getattr(weight, "stacked", 1)
 
 
 def muon_step(weights: list[Tensor], states: list[dict[str, Any]], group: dict[str, Any]) -> None:
@@ -96,12 +105,14 @@ def muon_step(weights: list[Tensor], states: list[dict[str, Any]], group: dict[s
     means = [state["mean"] for state in states]
     torch._foreach_lerp_(means, grads, 1 - group["momentum"])
     ahead = torch._foreach_lerp(grads, means, group["momentum"])
-    alike: dict[torch.Size, list[int]] = {}
-    for i, direction in enumerate(ahead):
-        alike.setdefault(direction.flatten(1).shape, []).append(i)
-    for (rows, columns), places in alike.items():
-        directions = orthogonalise(torch.stack([ahead[i].flatten(1) for i in places]))
-        moved = [weights[i] for i in places]
+    alike: dict[torch.Size, list[tuple[Tensor, Tensor]]] = {}
+    for weight, direction in zip(weights, ahead, strict=True):
+        count = matrices_in(weight)
+        for matrix, part in zip(weight.chunk(count), direction.chunk(count), strict=True):
+            alike.setdefault(part.flatten(1).shape, []).append((matrix, part))
+    for (rows, columns), pairs in alike.items():
+        directions = orthogonalise(torch.stack([part.flatten(1) for _, part in pairs]))
+        moved = [matrix for matrix, _ in pairs]
         steps = [d.view_as(w) for d, w in zip(directions.unbind(), moved, strict=True)]
         torch._foreach_add_(moved, steps, alpha=-group["lr"] * max(1.0, rows / columns) ** 0.5)
 

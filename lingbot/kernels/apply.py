@@ -57,9 +57,9 @@ def _apply_to_transformer(transformer: CausalLingBotTransformer, config: KernelC
     blocks = [block for block in transformer.blocks if isinstance(block, Block)]
     _check_possible(blocks[0], config)
     name = config.ops
-    if name == "triton" and transformer.device.type != "cuda":
-        name = "compiled"
-    ops = REGISTRY[name](config.pack_qkv)
+    if transformer.device.type != "cuda":
+        name = REGISTRY[name].elsewhere or name
+    ops = REGISTRY[name].ops(config.pack_qkv)
     changed = blocks[0].ops is not ops
     for block in blocks:
         if config.pack_qkv and not is_packed(block.self_attn):

@@ -46,8 +46,10 @@ class KernelConfig:
         check_choice("kernels.vae", self.vae, VAES)
         check_switch("kernels.pack_qkv", self.pack_qkv)
         check_switch("kernels.cuda_graph", self.cuda_graph)
-        if self.ops == "triton" and not self.pack_qkv:
-            raise ValueError("kernels.ops=triton writes q, k and v at once: set pack_qkv=true")
+        if REGISTRY[self.ops].packed_only and not self.pack_qkv:
+            raise ValueError(
+                f"kernels.ops={self.ops} makes q, k and v at once: set kernels.pack_qkv=true"
+            )
         if self.kv == "fp8":
             check_frontend()
         if self.ops != "reference":
@@ -59,8 +61,12 @@ class KernelConfig:
         Raises:
             ValueError: naming those that have one.
         """
-        for option, value in (("ops", self.ops), ("linears", self.linears), ("kv", self.kv)):
-            if value in ("triton", "fp8"):
+        for option, value, trains in (
+            ("ops", self.ops, REGISTRY[self.ops].trains),
+            ("linears", self.linears, self.linears != "fp8"),
+            ("kv", self.kv, self.kv != "fp8"),
+        ):
+            if not trains:
                 raise ValueError(
                     f"kernels.{option}={value} is for driving: train with kernels=reference or "
                     "kernels=compiled"

@@ -1,13 +1,13 @@
 """The ways to carry out a block's arithmetic, by name.
 
-A new one is a function from "are q, k and v packed?" to `Ops`, and a line in `REGISTRY`; the tests
-in `tests/kernels/test_registry.py` hold every entry to the reference.
+A new one is a function from "are q, k and v packed?" to `Ops`, and a line in `REGISTRY`;
+`tests/kernels/test_registry.py` holds every entry to the reference.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
 from functools import cache
 from typing import Any
 
@@ -15,6 +15,23 @@ import torch
 
 from lingbot.kernels import linears
 from lingbot.model.ops import REFERENCE, Ops
+
+
+@dataclass(frozen=True)
+class Implementation:
+    """One way to carry out the arithmetic.
+
+    Args:
+        ops: its functions, for q, k and v apart (False) or packed (True).
+        trains: whether it has a backward pass.
+        packed_only: whether it takes q, k and v no other way.
+        elsewhere: what runs in its place where the weights are not on a GPU; None: it runs there.
+    """
+
+    ops: Callable[[bool], Ops]
+    trains: bool = True
+    packed_only: bool = False
+    elsewhere: str | None = None
 
 
 @cache
@@ -40,7 +57,7 @@ def compile_ops(ops: Ops, compiler: Callable[..., Any] = torch.compile) -> Ops:
 
 
 def triton_ops(packed: bool) -> Ops:
-    """Fused by hand in Triton; only packed, only on a GPU, only for driving.
+    """Fused by hand in Triton.
 
     Raises:
         ImportError: without Triton.
@@ -51,8 +68,8 @@ def triton_ops(packed: bool) -> Ops:
     return triton_ops.TRITON
 
 
-REGISTRY: dict[str, Callable[[bool], Ops]] = {
-    "reference": reference_ops,
-    "compiled": compiled_ops,
-    "triton": triton_ops,
+REGISTRY = {
+    "reference": Implementation(reference_ops),
+    "compiled": Implementation(compiled_ops),
+    "triton": Implementation(triton_ops, trains=False, packed_only=True, elsewhere="compiled"),
 }

@@ -7,9 +7,9 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from lingbot.codec.graphed import GraphedDecoder
 from lingbot.codec.split import SplitDecoder
 from lingbot.codec.video import VideoCodec
+from lingbot.kernels.cuda_graph import GraphedDecoder
 from tests.codec.test_split import latents_of, make_codec, rank_of
 from tests.codec.test_video import PATCHED, WAN
 

@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import pytest
 import torch
-from diffusers.models.autoencoders.autoencoder_kl_wan import WanResidualBlock
-from tests.codec.test_graphed import Recorder
 
-from lingbot.codec.fused import FusedResidual, NormedConvolution, fuse_decoder
-from lingbot.codec.graphed import GraphedDecoder
-from lingbot.codec.rows import add_with_bias, join_normed, spread
-from lingbot.codec.split import SplitDecoder
+from lingbot.codec.split import SplitDecoder, plan_strips
 from lingbot.codec.video import VideoCodec
+from lingbot.kernels import KernelConfig, apply
+from lingbot.kernels.cuda_graph import GraphedDecoder
+from lingbot.kernels.vae import FusedResidual, added_channels, fuse_decoder
+from lingbot.kernels.vae_rows import add_with_bias, join_normed, spread
 from tests.codec.test_split import latents_of, make_codec, rank_of
 from tests.codec.test_video import PATCHED, WAN
+from tests.kernels.test_cuda_graph import Recorder
+
+FUSED = KernelConfig(vae="fused")
 
 
 @pytest.fixture(params=[WAN, PATCHED], ids=["wan", "patched"])
 def codecs(request) -> tuple[VideoCodec, VideoCodec]:
     """As published, and fused."""
     published, fused = make_codec(request.param), make_codec(request.param)
-    fuse_decoder(fused)
+    apply(fused, FUSED)
     return published, fused
 
 
@@ -62,36 +64,35 @@ def test_fusing_twice_changes_nothing_and_weights_keep_their_names(codecs):
     published, fused = codecs
     latents = latents_of(4, 2)
     once = fused.decode(latents)
-    fuse_decoder(fused)
+    apply(fused, FUSED)
     assert torch.equal(fused.decode(latents), once)
-    assert fused.state_dict().keys() == published.state_dict().keys()
+    before, after = published.state_dict(), fused.state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert plan_strips(fused.vae.decoder, 24, 2) == plan_strips(published.vae.decoder, 24, 2)
 
 
 def test_convolutions_computed_with_more_channels_give_the_same_frames(codecs):
-    published, fused = codecs
-    convolutions = []
-    for layer in fused.vae.decoder.modules():
-        if isinstance(layer, WanResidualBlock):
-            layer.forward = FusedResidual(layer, multiple=6)  # 8 -> 12, 16 -> 18, 32 -> 36
-            convolutions += [layer.forward.first, layer.forward.second]
+    published = codecs[0]
+    fused = make_codec(WAN if published.vae.config.patch_size is None else PATCHED)
+    fuse_decoder(fused, multiple=6)  # 8 -> 12, 16 -> 18, 32 -> 36
     latents = latents_of(4, 6)
     torch.testing.assert_close(fused.decode(latents), published.decode(latents), atol=1e-5, rtol=0)
-    assert {c._weight().shape[1] for c in convolutions} <= {12, 18, 36}
-    for codec in codecs:
+    blocks = [m for m in fused.vae.decoder.modules() if isinstance(m, FusedResidual)]
+    widths = {block.weight(index).shape[1] for block in blocks for index in (0, 1)}
+    assert widths <= {12, 18, 36}
+    assert fused.state_dict().keys() == published.state_dict().keys()
+    for codec in (published, fused):
         for weight in codec.vae.decoder.parameters():
             weight.mul_(1.1)
-    fuse_decoder(fused)  # takes the new weights
+    apply(fused, FUSED)  # takes the new weights
     torch.testing.assert_close(fused.decode(latents), published.decode(latents), atol=1e-5, rtol=0)
 
 
 def test_a_few_channels_are_not_padded_to_many(codecs):
-    residual = next(
-        layer.forward
-        for layer in codecs[1].vae.decoder.modules()
-        if isinstance(layer, WanResidualBlock)
-    )
-    convolution = NormedConvolution(residual.block.norm1, residual.block.conv1, multiple=64)
-    assert convolution._weight() is residual.block.conv1.weight
+    blocks = [m for m in codecs[1].vae.decoder.modules() if isinstance(m, FusedResidual)]
+    assert added_channels(blocks[0].conv1, multiple=64) == 0
+    assert blocks[0].weight(0) is blocks[0].conv1.weight
 
 
 def test_latent_frames_of_a_chunk_are_decoded_together_after_the_first_one(codecs):
@@ -111,7 +112,7 @@ def test_weights_whose_channels_do_not_come_last_give_the_same_frames():
     codec = VideoCodec(make_codec(WAN).vae, memory_format="contiguous")
     codec.vae.to(memory_format=torch.contiguous_format)
     expected = codec.decode(latents)
-    fuse_decoder(codec)
+    apply(codec, FUSED)
     torch.testing.assert_close(codec.decode(latents), expected, atol=1e-5, rtol=0)
 
 

@@ -104,7 +104,7 @@ def _check_values(rank: int, folder: str) -> None:
 
 
 def _check_written(rank: int, folder: str, dtype: torch.dtype) -> None:
-    """What is written as far from the views as `peers` say has arrived, keys and values in slots."""
+    """What is written as far from the views as `peers` say has arrived, k and v in slots."""
     exchange = _exchange(folder)
     memory = exchange.zeros((2, 1, 2 * TOKENS, exchange.local_heads, WIDTH), dtype, CPU)
     own = memory.tensor.numel() * dtype.itemsize
