@@ -9,9 +9,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lingbot.codec.fused import fuse_decoder
-from lingbot.codec.graphed import GraphedDecoder
-from lingbot.codec.rows import add_with_bias, join_normed, spread
+from lingbot.kernels import KernelConfig, apply
+from lingbot.kernels.cuda_graph import GraphedDecoder
+from lingbot.kernels.fp8 import Fp8Linear, quantise_rows, scaled_matmul
+from lingbot.kernels.fp8_kv import (
+    attend_in_fp8,
+    decode_values,
+    encode,
+    encode_keys_values,
+)
+from lingbot.kernels.vae import fuse_decoder
+from lingbot.kernels.vae_rows import add_with_bias, join_normed, spread
 from lingbot.model import (
     CachedTransformer,
     CausalLingBotTransformer,
@@ -20,16 +28,8 @@ from lingbot.model import (
     LocalExchange,
     TransformerConfig,
 )
-from lingbot.model.attention import attend, attend_by_matmul
 from lingbot.model.exchange import Exchange
-from lingbot.model.fp8 import Fp8Linear, quantise_rows, scaled_matmul
-from lingbot.model.fp8_attention import (
-    attend_in_fp8,
-    decode_values,
-    encode,
-    encode_keys_values,
-)
-from lingbot.model.kernels import Kernels
+from lingbot.model.sdpa import attend, attend_by_matmul
 from lingbot.realtime.outlet import FrameOutlet
 from tests.codec.test_split import latents_of, make_codec
 from tests.codec.test_video import PATCHED, WAN
@@ -45,7 +45,7 @@ pytestmark = [
 WIDE = TransformerConfig(
     dim=256, ffn_dim=512, num_heads=2, num_layers=2, text_dim=16, text_len=8, freq_dim=32
 )
-FAST = {"parts": "fused", "pack_qkv": True}
+FAST = {"ops": "triton", "pack_qkv": True}
 # as many channels at full resolution as the published decoder, which are computed as 128
 WIDE_WAN = {**WAN, "base_dim": 96}
 
@@ -74,7 +74,7 @@ def attend_plainly(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def flows(
-    kernels: Kernels,
+    kernels: KernelConfig,
     dtype: torch.dtype,
     device: str = "cuda",
     sink: int = 2,
@@ -83,7 +83,7 @@ def flows(
 ) -> Tensor:
     """Of two passes in each of four chunks; the weights are bfloat16 numbers in any dtype."""
     transformer: CausalLingBotTransformer = small_transformer(config).bfloat16().to(device, dtype)
-    kernels.prepare(transformer)
+    apply(transformer, kernels)
     model = CachedTransformer(
         transformer, KVCacheConfig(window=6, sink=sink), config.grid(3, HEIGHT // 8, WIDTH // 8),
         exchange or LocalExchange(config.num_heads),
@@ -105,38 +105,38 @@ def error(flow: Tensor, exact: Tensor) -> float:
 
 
 def test_fast_kernels_in_float32_are_the_reference() -> None:
-    exact = flows(Kernels(), torch.float32, "cpu")
-    assert error(flows(Kernels(), torch.float32), exact) < 1e-5
-    assert error(flows(Kernels("fast", **FAST), torch.float32), exact) < 1e-5
+    exact = flows(KernelConfig(), torch.float32, "cpu")
+    assert error(flows(KernelConfig(), torch.float32), exact) < 1e-5
+    assert error(flows(KernelConfig(**FAST), torch.float32), exact) < 1e-5
 
 
 def test_fast_kernels_in_bfloat16_err_no_more_than_the_reference_does() -> None:
-    exact = flows(Kernels(), torch.float32)
-    reference = error(flows(Kernels(), torch.bfloat16), exact)
+    exact = flows(KernelConfig(), torch.float32)
+    reference = error(flows(KernelConfig(), torch.bfloat16), exact)
     assert 1e-4 < reference < 0.02
-    assert error(flows(Kernels("fast", **FAST), torch.bfloat16), exact) < 1.25 * reference
+    assert error(flows(KernelConfig(**FAST), torch.bfloat16), exact) < 1.25 * reference
 
 
 def test_compiled_kernels_err_no_more_either() -> None:
-    exact = flows(Kernels(), torch.float32)
-    compiled = flows(Kernels("compiled", parts="compiled"), torch.bfloat16)
-    assert error(compiled, exact) < 1.25 * error(flows(Kernels(), torch.bfloat16), exact)
+    exact = flows(KernelConfig(), torch.float32)
+    compiled = flows(KernelConfig("compiled"), torch.bfloat16)
+    assert error(compiled, exact) < 1.25 * error(flows(KernelConfig(), torch.bfloat16), exact)
 
 
 def test_fp8_kernels_err_by_a_tenth_at_most_and_no_more_than_without_fused_parts() -> None:
-    exact = flows(Kernels(), torch.float32)
-    plain = error(flows(Kernels("plain fp8", pack_qkv=True, linears="fp8"), torch.bfloat16), exact)
-    fused = error(flows(Kernels("fp8", **FAST, linears="fp8"), torch.bfloat16), exact)
+    exact = flows(KernelConfig(), torch.float32)
+    plain = error(flows(KernelConfig(pack_qkv=True, linears="fp8"), torch.bfloat16), exact)
+    fused = error(flows(KernelConfig(**FAST, linears="fp8"), torch.bfloat16), exact)
     assert 1e-3 < fused < 0.1
     assert fused < 1.25 * plain
 
 
 def test_fp8_attention_errs_no_more_in_fused_parts() -> None:
     pytest.importorskip("cudnn")
-    exact = flows(Kernels(), torch.float32)
-    fp8 = {"pack_qkv": True, "linears": "fp8", "attention": "fp8"}
-    plain = error(flows(Kernels("plain", **fp8), torch.bfloat16), exact)
-    fused = error(flows(Kernels("fused", parts="fused", **fp8), torch.bfloat16), exact)
+    exact = flows(KernelConfig(), torch.float32)
+    fp8 = {"pack_qkv": True, "linears": "fp8", "kv": "fp8"}
+    plain = error(flows(KernelConfig(**fp8), torch.bfloat16), exact)
+    fused = error(flows(KernelConfig("triton", **fp8), torch.bfloat16), exact)
     assert 1e-3 < fused < 0.1
     assert fused < 1.25 * plain
 
@@ -144,37 +144,37 @@ def test_fp8_attention_errs_no_more_in_fused_parts() -> None:
 def test_the_camera_in_fp8_errs_no_more_in_fused_parts() -> None:
     rays = torch.randn(1, 1, 300, WIDE.dim, generator=torch.Generator().manual_seed(0)).cuda()
     made = {}
-    for parts in ("exact", "eager", "fused"):
+    for name, linears in (("exact", "bf16"), ("reference", "fp8"), ("triton", "fp8")):
         transformer = small_transformer(WIDE).bfloat16().cuda()
-        linears = "exact" if parts == "exact" else "fp8"
-        how = "eager" if parts == "exact" else parts
-        Kernels(parts, parts=how, pack_qkv=True, linears=linears).prepare(transformer)
+        ops = "reference" if name == "exact" else name
+        apply(transformer, KernelConfig(ops, pack_qkv=True, linears=linears))
+        block = transformer.blocks[0]
         with torch.no_grad():
-            made[parts] = torch.cat(transformer.blocks[0].scale_shift(rays.bfloat16())).float()
-    plain = error(made["eager"], made["exact"])
+            made[name] = torch.cat(block.ops.scale_shift(block, rays.bfloat16())).float()
+    plain = error(made["reference"], made["exact"])
     assert 1e-3 < plain < 0.1
-    assert error(made["fused"], made["exact"]) < 1.25 * plain
+    assert error(made["triton"], made["exact"]) < 1.25 * plain
 
 
-@pytest.mark.parametrize(("sink", "at_home"), [(0, True), (2, False)])
-def test_fused_parts_leave_keys_and_values_where_the_memory_keeps_them(
-    monkeypatch: pytest.MonkeyPatch, sink: int, at_home: bool
+@pytest.mark.parametrize(("sink", "in_place"), [(0, True), (2, False)])
+def test_triton_ops_leave_keys_and_values_where_the_cache_keeps_them(
+    monkeypatch: pytest.MonkeyPatch, sink: int, in_place: bool
 ) -> None:
     """A ring of 6 frames has room for chunks of 3 in one piece, one of 4 not for the last."""
     stored: list[bool] = []
     store = KVCache.store
 
     def watched(memory: KVCache, layer: int, k: Tensor, v: Tensor) -> None:
-        home = memory.home(layer)
-        places = None if home is None else [half.data_ptr() for half in home.tensor]
+        slots = memory.slots(layer)
+        places = None if slots is None else [half.data_ptr() for half in slots.tensor]
         stored.append([k.data_ptr(), v.data_ptr()] == places)
         store(memory, layer, k, v)
 
     monkeypatch.setattr(KVCache, "store", watched)
-    flows(Kernels("fast", **FAST), torch.float32, sink=sink)
-    assert all(stored) is at_home
+    flows(KernelConfig(**FAST), torch.float32, sink=sink)
+    assert all(stored) is in_place
     stored.clear()
-    flows(Kernels("packed", pack_qkv=True), torch.float32, sink=sink)
+    flows(KernelConfig(pack_qkv=True), torch.float32, sink=sink)
     assert not any(stored)
 
 
@@ -302,7 +302,7 @@ def test_a_steady_drive_asks_the_device_for_no_more_memory() -> None:
 def test_kernels_change_no_weight() -> None:
     transformer = small_transformer(WIDE).cuda()
     before = copy.deepcopy(transformer.state_dict())
-    Kernels("fast", **FAST).prepare(transformer)
+    apply(transformer, KernelConfig(**FAST))
     after = transformer.state_dict()
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before)

@@ -10,8 +10,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from lingbot.data.video_file import read_frames
+from lingbot.kernels import KernelConfig
 from lingbot.model import TransformerConfig
-from lingbot.model.kernels import Kernels
 from lingbot.parallel.choice import choose_exchange
 from lingbot.parallel.communication_log import Collective, CommunicationLog
 from lingbot.parallel.splits import even_splits
@@ -31,8 +31,8 @@ FOUR_HEADS = TransformerConfig(
 )
 CHOICES = {
     "reference": {},
-    "fast": {"parts": "fused", "pack_qkv": True},
-    "fp8": {"parts": "fused", "pack_qkv": True, "linears": "fp8", "attention": "fp8"},
+    "fast": {"ops": "triton", "pack_qkv": True},
+    "fp8": {"ops": "triton", "pack_qkv": True, "linears": "fp8", "kv": "fp8"},
 }
 TOLERANCES = {"reference": 0.02, "fast": 0.02, "fp8": 0.1}
 
@@ -41,7 +41,7 @@ EXCHANGES = {"pushed": (None, True), "uniform": (None, False), "variable": (Fals
 
 
 def _driven(
-    rank: int, kernels: Kernels, uniform: bool | None, push: bool | None, sink: int
+    rank: int, kernels: KernelConfig, uniform: bool | None, push: bool | None, sink: int
 ) -> tuple[Tensor, list[Collective]]:
     torch.cuda.set_device(rank)
     group, log, device = dist.new_group(backend="nccl"), CommunicationLog(), f"cuda:{rank}"
@@ -64,7 +64,7 @@ def test_two_gpus_drive_as_one_does(choice: str, exchange: str) -> None:
     """With histories that take a chunk in one piece, and in two."""
     if choice == "fp8":
         pytest.importorskip("cudnn")
-    kernels = Kernels(choice, **CHOICES[choice])
+    kernels = KernelConfig(**CHOICES[choice])
     for sink in (0, 2):
         alone = flows(kernels, torch.bfloat16, sink=sink, config=FOUR_HEADS)
         for made, collectives in run_ranks(_driven, 2, kernels, *EXCHANGES[exchange], sink):

@@ -41,7 +41,7 @@ SMALL = [
     "num_chunks=3",
 ]  # fmt: skip
 EXACT = "compare=conditioner_cache:[step,off]"  # bit for bit the same
-ROUGH = "compare=kernels.linears:[exact,fp8]"
+ROUGH = "compare=kernels.linears:[bf16,fp8]"
 
 
 def given(*overrides: str) -> list[str]:
@@ -91,10 +91,10 @@ def test_fp8_drifts_and_a_history_that_is_given_does_not_let_it_grow(tmp_path):
     (path,) = tmp_path.rglob("drift.json")
     report = json.loads(path.read_text())
     assert report["command"].startswith("lingbot-drift model.dim=48")
-    assert report["reference"] == "kernels.linears=exact"
+    assert report["reference"] == "kernels.linears=bf16"
     assert report["device"].startswith("CPU")
     assert report["environment"]["versions"]["torch"] == torch.__version__
-    assert [s["module"]["kernels"]["linears"] for s in report["compared"]] == ["exact", "fp8"]
+    assert [s["module"]["kernels"]["linears"] for s in report["compared"]] == ["bf16", "fp8"]
     assert report["layers"] == [0, 1, 2]
     assert [len(step) for step in report["drive"]["actions"]] == [8] + 8 * [12]
     (setting,) = report["settings"]
@@ -251,7 +251,7 @@ def test_the_full_size_composes_with_random_weights(monkeypatch):
     plan = build_plan(composed("drift", overrides), overrides)
     assert plan.layers == (0, 20, 39)
     assert plan.drive.image.shape == (480, 832, 3)
-    assert [setting.module["kernels"]["name"] for setting in plan.settings] == ["fast", "fp8"]
+    assert [setting.module["kernels"]["kv"] for setting in plan.settings] == ["bf16", "fp8"]
 
 
 def chunk(number: int, squared_error: float, error: float) -> ChunkDrift:

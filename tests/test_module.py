@@ -10,8 +10,8 @@ from torch.utils.data import DataLoader
 from lingbot.camera.controls import CameraControl, Controls
 from lingbot.data.control_stream import ControlStream
 from lingbot.diffusion import FewStepSampler, FlowMatching, FlowSchedule
+from lingbot.kernels import KernelConfig, apply
 from lingbot.model import KVCacheConfig, TransformerConfig
-from lingbot.model.kernels import Kernels
 from lingbot.module import LingBotModule
 from lingbot.parallel.strategy import (
     SequenceParallelStrategy,
@@ -182,8 +182,8 @@ def fit_on_a_rank(rank: int, ranks: int, uniform: bool | None, sharded: bool, **
 
 def fit_sharded(rank: int):
     compiled = {
-        "recompute": "all_but_attention",
-        "kernels": Kernels("compiled", parts="compiled"),
+        "activation_checkpointing": "selective",
+        "kernels": KernelConfig("compiled"),
         "initialise": lambda transformer: seeded(transformer, rank),  # only the first one's count
     }
     return [
@@ -232,18 +232,18 @@ class Attentions(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize(("what", "again"), [("blocks", 2), ("all_but_attention", 1)])
-@pytest.mark.parametrize("parts", ["eager", "compiled"])
-def test_what_is_recomputed_gives_the_same_gradients(what, again, parts):
+@pytest.mark.parametrize(("what", "again"), [("full", 2), ("selective", 1)])
+@pytest.mark.parametrize("ops", ["reference", "compiled"])
+def test_what_is_recomputed_gives_the_same_gradients(what, again, ops):
     found = {}
-    for recompute in ("nothing", what):
-        module = make_module(recompute=recompute, kernels=Kernels(parts, parts=parts))
-        module.kernels.prepare(module.transformer)
+    for checkpointing in ("none", what):
+        module = make_module(activation_checkpointing=checkpointing, kernels=KernelConfig(ops))
+        apply(module.transformer, module.kernels)
         losses = module._losses(training_batch(), torch.Generator().manual_seed(0))
         losses["loss"].backward()
         parameters = module.transformer.named_parameters()
-        found[recompute] = {n: p.grad for n, p in parameters if p.grad is not None}
-    for name, gradient in found["nothing"].items():
+        found[checkpointing] = {n: p.grad for n, p in parameters if p.grad is not None}
+    for name, gradient in found["none"].items():
         assert torch.equal(gradient, found[what][name]), name
     with Attentions() as attentions:
         losses = module._losses(training_batch(), torch.Generator().manual_seed(0))
@@ -253,9 +253,9 @@ def test_what_is_recomputed_gives_the_same_gradients(what, again, parts):
     assert attentions.calls == again * once
 
 
-def test_an_unknown_thing_to_recompute_is_refused():
-    with pytest.raises(ValueError, match=r"recompute='some' is not known: .*'blocks'"):
-        make_module(build=False, recompute="some")
+def test_an_unknown_activation_checkpointing_is_refused():
+    with pytest.raises(ValueError, match=r"activation_checkpointing='some' is not known: .*full"):
+        make_module(build=False, activation_checkpointing="some")
 
 
 def test_driving_without_a_world_says_to_start_one():

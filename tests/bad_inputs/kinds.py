@@ -121,7 +121,7 @@ def contradiction(draw: random.Random) -> Input:
         ("lingbot-generate", "trainer.devices=2", "strategy=ddp"),
         ("lingbot-generate", "strategy.sequence_size=2"),
         ("lingbot-generate", "trainer.devices=3"),
-        ("lingbot-generate", "kernels.parts=fused"),
+        ("lingbot-generate", "kernels.ops=triton"),
         ("lingbot-generate", "frames_per_chunk=20", "kv_cache=sliding"),
         ("lingbot-generate", "scene=null"),
         ("lingbot-generate", "weights=null", "codec=world"),

@@ -140,10 +140,10 @@ def test_settings_of_the_same_nodes_share_what_is_built_and_others_get_the_same_
     assert first.codec is second.codec
     assert (first.conditioner_cache, second.conditioner_cache) == ("step", "off")
 
-    given = [*SMALL, *for_hydra(["compare=kernels.graph_decode:[false,true]"])]
+    given = [*SMALL, *for_hydra(["compare=kernels.cuda_graph:[false,true]"])]
     (plain, graphed), _ = prepare(composed("bench", given, tmp_path), given)
     assert worlds.module(plain).transformer is worlds.module(graphed).transformer
-    assert worlds.module(graphed).kernels.graph_decode
+    assert worlds.module(graphed).kernels.cuda_graph
 
     given = [*SMALL, *for_hydra(["compare=dtype:[float32,bfloat16]"])]
     (exact, rough), _ = prepare(composed("bench", given, tmp_path), given)

@@ -3,8 +3,8 @@ import torch
 
 from lingbot.benchmark.inputs import WithoutDecoder, random_controls, random_picture
 from lingbot.benchmark.plan import steady_step
-from lingbot.codec.fused import fuse_decoder
 from lingbot.diffusion import FewStepSampler, FlowSchedule
+from lingbot.kernels.vae import fuse_decoder
 from lingbot.model import KVCacheConfig, LocalExchange
 from lingbot.model.cached_transformer import CachedTransformer
 from lingbot.realtime.session import RealtimeSession

@@ -45,7 +45,7 @@ def test_any_option_can_be_compared():
     settings, _ = settings_of("compare=decode:[true,false]")
     assert [s.decode for s in settings] == [True, False]
     settings, _ = settings_of("compare=kernels:[reference,fast]")
-    assert [s.module["kernels"]["name"] for s in settings] == ["reference", "fast"]
+    assert [s.module["kernels"]["ops"] for s in settings] == ["reference", "triton"]
     settings, _ = settings_of("compare=dtype:[float32,bfloat16]")
     assert [s.dtype for s in settings] == ["float32", "bfloat16"]
 

@@ -40,7 +40,7 @@ def test_a_training_step_at_any_size_is_timed(tmp_path, caplog):
         ("data.latent_frames=7", "whole number of chunks"),
         ("data.height=36", "must be alike"),
         ("data.height=0", "data.height=0"),
-        ("module.recompute=half", "recompute='half'"),
+        ("module.activation_checkpointing=half", "activation_checkpointing='half'"),
         ("callbacks.training_speed.warmup_steps=-1", "warmup_steps=-1"),
     ],
 )

@@ -43,11 +43,11 @@ def losses(transformer: CausalLingBotTransformer) -> Tensor:
         x.to(device) for x in chunk_inputs(transformer.config, chunks=2)
     )
     text = torch.linspace(-1, 1, 5 * 16, device=device).view(1, 5, 16)
-    objective = FlowMatching(FlowSchedule(5.0), history_noise=0.2)
+    objective = FlowMatching(FlowSchedule(5.0), history_noise=0.2, resampled_history=1.0)
     return objective(
         transformer, latents, condition, controls, text,
         cache=WINDOW, exchange=LocalExchange(transformer.config.num_heads),
-        generator=torch.Generator().manual_seed(0), resample=True,
+        generator=torch.Generator().manual_seed(0), step=0,
     )["loss"]  # fmt: skip
 
 
