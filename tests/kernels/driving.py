@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import pytest
 import torch
 from torch import Tensor
 
@@ -62,6 +65,13 @@ def gradients(transformer: CausalLingBotTransformer) -> dict[str, Tensor]:
         else:
             found[name] = weight.grad
     return found
+
+
+def chosen(**options: Any) -> KernelConfig:
+    """A choice of kernels; a skip where this machine lacks what it needs."""
+    if options.get("kv") == "fp8" and torch.cuda.is_available():
+        pytest.importorskip("cudnn")
+    return KernelConfig(**options)
 
 
 def applied(
