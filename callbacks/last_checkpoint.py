@@ -14,6 +14,8 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from lingbot.checkpoints.run_checkpoint import METADATA
+from lingbot.data.file_checks import check_output_folder
 from lingbot.termination import NotedSignals
 
 log = logging.getLogger(__name__)
@@ -28,14 +30,27 @@ class LastCheckpoint(Checkpoint):
 
     Args:
         path: the checkpoint; an existing one stays until the new one is complete.
+
+    Raises:
+        ValueError: for a path where no checkpoint can be.
     """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
+        if self.path.is_dir() and not (self.path / METADATA).is_file():
+            raise ValueError(f"{path} is a folder: give the path of a checkpoint, as last.ckpt")
+        check_output_folder(self.path.parent)
         self._noted = NotedSignals(signal.SIGINT, signal.SIGTERM)
         self._group: dist.ProcessGroup | None = None
         self._step = 0  # at which the ranks last agreed
         self._saved = -1  # step of the newest checkpoint
+
+    @property
+    def kept(self) -> str:
+        """What there is to go on from, in words."""
+        if self._saved < 0:
+            return "no checkpoint was kept yet"
+        return f"go on from step {self._saved} by ckpt_path={self.path.resolve()}"
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Several ranks listen; a group on their hosts lets them agree without any device."""
@@ -111,6 +126,6 @@ class LastCheckpoint(Checkpoint):
             or getattr(trainer, "fast_dev_run", False)
         ):
             return False
-        trainer.save_checkpoint(self.path)
+        trainer.save_checkpoint(self.path, weights_only=False)
         self._saved = trainer.global_step
         return True

@@ -32,6 +32,8 @@ class TrainingSpeed(Callback):
             steps of several batches.
     """
 
+    logged = ("speed/step_s", "speed/tflops")
+
     def __init__(self, warmup_steps: int = 2) -> None:
         check_count("callbacks.training_speed.warmup_steps", warmup_steps, low=0)
         self.warmup_steps = warmup_steps

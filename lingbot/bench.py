@@ -69,7 +69,8 @@ def bench(cfg: DictConfig, overrides: Sequence[str] | None = None) -> list[Resul
 
     Raises:
         UserError: for what cannot be measured; nothing has been built or started.
-        RuntimeError: when a rank fails.
+        RankFailure: a rank was lost.
+        RuntimeError: ranks that say nothing.
     """
     if overrides is None:
         overrides = HydraConfig.get().overrides.task if HydraConfig.initialized() else []

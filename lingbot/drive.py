@@ -18,6 +18,7 @@ from lingbot.building import build
 from lingbot.camera.controls import VIDEO_FRAMES
 from lingbot.camera.translation import TranslationScale
 from lingbot.checkpoints.world_folder import check_files
+from lingbot.cli.trainer import make_trainer
 from lingbot.data.blockworld import make_scene, render
 from lingbot.data.blockworld_words import log_unheard
 from lingbot.data.control_stream import ControlStream
@@ -132,7 +133,7 @@ def build_trainer(
         "callbacks": [*build_all(cfg.callbacks), *callbacks],
         "logger": False,
     }
-    trainer: L.Trainer = build(cfg.trainer, "trainer", L.Trainer, **parts)
+    trainer = make_trainer(cfg, **parts)
     if trainer.world_size > 1 and not isinstance(trainer.strategy, SequenceParallelMixin):
         if build(cfg.strategy, "strategy") != "auto":
             raise ValueError(
@@ -141,7 +142,7 @@ def build_trainer(
             )
         log.info("driving on %d ranks: strategy=sequence_parallel", trainer.world_size)
         parts["strategy"] = SequenceParallelStrategy()
-        trainer = build(cfg.trainer, "trainer", L.Trainer, **parts)
+        trainer = make_trainer(cfg, **parts)
     if isinstance(trainer.strategy, SequenceParallelMixin):
         if trainer.strategy.data_size > 1:
             raise ValueError(

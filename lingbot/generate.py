@@ -7,6 +7,7 @@ the video and account for every step. `conf/generate.yaml` holds the options.
 from __future__ import annotations
 
 from pathlib import Path
+from signal import SIGINT
 from typing import Any
 
 import lightning as L
@@ -40,6 +41,7 @@ from lingbot.launch import (
 )
 from lingbot.memory import check_fits, driving_need
 from lingbot.module import LingBotModule
+from lingbot.parallel.rank_watch import watching
 from lingbot.parallel.strategy import ShardedSequenceParallelStrategy
 from lingbot.termination import Termination, UntilTerminated
 from lingbot.trainer_options import count_devices, device_of, weights_dtype
@@ -68,6 +70,8 @@ def generate(cfg: DictConfig) -> dict[str, Any]:
     Raises:
         UserError: for input that cannot be driven; nothing has been loaded or started.
         SIGTERMException: when the process was told to end; the files hold what was driven.
+        KeyboardInterrupt: likewise, by Ctrl-C.
+        RankFailure: another rank was lost; the files hold the steps before that.
         FloatingPointError: for a chunk that is not finite; the files hold the steps before it.
     """
     with refusing() as preparation:
@@ -88,11 +92,13 @@ def generate(cfg: DictConfig) -> dict[str, Any]:
         try:
             trainer.loggers = loggers = build_loggers(cfg)
             log_configuration(cfg, loggers)
-            trainer.predict(module, UntilTerminated(drive, termination), return_predictions=False)
+            with watching(trainer, whole_files, termination):
+                controls = UntilTerminated(drive, termination)
+                trainer.predict(module, controls, return_predictions=False)
         finally:
             finish_loggers(loggers)
     if termination.told:
-        raise SIGTERMException
+        raise KeyboardInterrupt if termination.told == SIGINT and rank() == 0 else SIGTERMException
     return {
         "folder": str(folder),
         "files": written_files(folder),
@@ -107,6 +113,11 @@ def check_memory(cfg: DictConfig, module: LingBotModule) -> None:
     sharded = isinstance(build(cfg.strategy, "strategy"), ShardedSequenceParallelStrategy)
     need = driving_need(module, weights_dtype(options), ranks, ranks if sharded else 1)
     check_fits(need, device_of(options), count_devices(options))
+
+
+def whole_files(step: int) -> str:
+    """What is left of a drive whose last whole step is this one, -1 for none; in words."""
+    return f"files up to step {step} are whole" if step >= 0 else "the files hold no whole step"
 
 
 def driven_steps(module: LingBotModule) -> int:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import os
-import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -22,10 +21,10 @@ from hydra import compose, initialize_config_module
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, InstantiationException
+from hydra.types import RunMode
 from lightning import Callback, LightningModule, Trainer
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.loggers import Logger
-from lightning.pytorch.utilities.exceptions import SIGTERMException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from safetensors import SafetensorError
@@ -33,8 +32,10 @@ from safetensors import SafetensorError
 from lingbot.building import build
 from lingbot.camera.controls import LONGEST_CHUNK
 from lingbot.checkpoints.atomic import atomic_file
+from lingbot.checkpoints.run_options import apply_run
 from lingbot.checkpoints.world_options import apply_world
 from lingbot.cli.arguments import for_hydra
+from lingbot.cli.ending import end_for_rank, exit_code, interrupted, shows_all
 from lingbot.cli.environment import check_environment
 from lingbot.cli.folders import srun_task
 from lingbot.cli.noise import silence
@@ -46,6 +47,7 @@ from lingbot.data.video_file import FASTEST
 from lingbot.errors import UserError
 from lingbot.model.checks import check_count
 from lingbot.model.checks import check_seed as check_seed
+from lingbot.parallel.failure import RankFailure
 from lingbot.termination import end_with_parent
 from lingbot.trainer_options import check_trainer
 
@@ -56,7 +58,6 @@ REFUSALS = (
     SafetensorError, torch.OutOfMemoryError,
 )  # fmt: skip
 FIRST_RANK = "LINGBOT_FIRST_RANK"  # tells ranks that Lightning starts who started them
-OWN_ERRORS = "LINGBOT_OWN_ERRORS"  # HYDRA_FULL_ERROR is our doing, not the user's
 
 
 class Preparation:
@@ -123,9 +124,19 @@ def run_command(task: Callable[[DictConfig], Any], name: str) -> None:
 
     The process ends with 0, with 2 for input that is refused, with 1 for an error, and as shells
     expect of a process that a signal ends: 130 for Ctrl-C, 143 for SIGTERM. With HYDRA_FULL_ERROR=1
-    whatever is refused shows its traceback, too.
+    whatever is told in one line shows its traceback, too.
     """
     began = False
+    ended: list[Exception] = []
+
+    def run(cfg: DictConfig) -> Any:
+        """What is told in one line passes Hydra by, which has one of its own; not in a sweep."""
+        try:
+            return job(cfg)
+        except (UserError, FloatingPointError) as error:
+            if HydraConfig.get().mode == RunMode.MULTIRUN:
+                raise
+            ended.append(error)
 
     def job(cfg: DictConfig) -> Any:
         nonlocal began
@@ -136,24 +147,35 @@ def run_command(task: Callable[[DictConfig], Any], name: str) -> None:
             logging.getLogger("lingbot").setLevel(logging.WARNING)
             follow_first_rank()
         with refusing():
-            apply_world(cfg, HydraConfig.get().overrides.task)
+            fit_options(cfg, HydraConfig.get().overrides.task)
         keep_configuration(cfg)
-        return task(cfg)
+        try:
+            return task(cfg)
+        except RankFailure as lost:
+            if full:
+                raise
+            end_for_rank(name, lost, rank())
 
     make_tolerant()
     silence()
-    full = _shows_all()
+    full = shows_all()
     try:
         check_environment()
         sys.argv = [sys.argv[0], *for_hydra(sys.argv[1:]), *for_rank(rank())]
-        hydra.main(version_base="1.3", config_path="pkg://lingbot.conf", config_name=name)(job)()
+        hydra.main(version_base="1.3", config_path="pkg://lingbot.conf", config_name=name)(run)()
+        for error in ended:
+            raise error
     except UserError as refusal:
         _refuse(name, refusal, full)
     except FloatingPointError as error:  # says all there is to say
         print(f"lingbot-{name}: {error}", file=sys.stderr)
         raise SystemExit(1) from (error if full else None)
     except SystemExit as end:
-        raise SystemExit(_exit_code(end, began)) from end
+        raise SystemExit(exit_code(end, began, rank())) from end
+    except KeyboardInterrupt:
+        if full:
+            raise
+        interrupted(name, rank())
     except (HydraException, OmegaConfBaseException, OSError, ValueError) as error:
         if began and not isinstance(error, (HydraException, OmegaConfBaseException)):
             raise
@@ -167,25 +189,10 @@ def _refuse(name: str, error: BaseException, full: bool) -> None:
         raise error
     if rank() == 0:
         print(f"lingbot-{name}: {_one_line(error)}", file=sys.stderr)
+    elif started_by_first_rank():  # which did not refuse it
+        who = f"rank {rank()} (pid {os.getpid()})"
+        print(f"lingbot-{name}: {who}: {_one_line(error)}", file=sys.stderr)
     raise SystemExit(2)
-
-
-def _shows_all() -> bool:
-    """Whether the user wants tracebacks; Hydra is made to leave errors to us."""
-    asked = os.environ.get("HYDRA_FULL_ERROR") == "1" and OWN_ERRORS not in os.environ
-    if not asked:
-        os.environ["HYDRA_FULL_ERROR"] = os.environ[OWN_ERRORS] = "1"
-    return asked
-
-
-def _exit_code(end: SystemExit, began: bool) -> Any:
-    if isinstance(end, SIGTERMException):
-        # a launcher kills what is left of a run when one of its ranks fails
-        return 128 + signal.SIGTERM if rank() == 0 else 0
-    if isinstance(end.__context__, KeyboardInterrupt):
-        return 128 + signal.SIGINT
-    # Hydra has said what it could not compose; that is bad input too
-    return 2 if end.code == 1 and not began else end.code
 
 
 def check_options(cfg: DictConfig) -> None:
@@ -208,22 +215,32 @@ def compose_command(name: str, overrides: Sequence[str] = ()) -> DictConfig:
     A Hydra that is at work already goes on after.
 
     Raises:
-        FileNotFoundError, ValueError: see `apply_world`.
+        FileNotFoundError, ValueError: see `fit_options`.
     """
     outer = GlobalHydra.instance().hydra
     GlobalHydra.instance().clear()
     try:
         with initialize_config_module("lingbot.conf", version_base="1.3"):
-            return apply_world(compose(name, list(overrides)), overrides)
+            return fit_options(compose(name, list(overrides)), overrides)
     finally:
         if outer is not None:
             GlobalHydra.instance().initialize(outer)
 
 
+def fit_options(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
+    """The configuration with the options of what it goes on with: a run, or else a world.
+
+    Raises:
+        FileNotFoundError, ValueError: see `apply_run` and `apply_world`.
+    """
+    return cfg if apply_run(cfg, overrides) else apply_world(cfg, overrides)
+
+
 def keep_configuration(cfg: DictConfig) -> None:
-    """Write the run's configuration again, with what the world that it names has changed."""
+    """Write the run's configuration again, with what a world or a run before has changed."""
     hydra = HydraConfig.get()
-    if rank() == 0 and hydra.output_subdir is not None and cfg.weights is not None:
+    fitted = cfg.weights is not None or cfg.get("ckpt_path") is not None
+    if rank() == 0 and hydra.output_subdir is not None and fitted:
         with atomic_file(
             Path(hydra.runtime.output_dir, hydra.output_subdir, "config.yaml")
         ) as file:
@@ -287,9 +304,14 @@ def for_rank(rank: int) -> list[str]:
 
 def follow_first_rank() -> None:
     """A rank that Lightning has started ends when the first one does; torchrun sees to its own."""
+    if started_by_first_rank():
+        end_with_parent(int(os.environ[FIRST_RANK]), grace_s=3)
+
+
+def started_by_first_rank() -> bool:
+    """Whether Lightning has started this process, after the first rank had checked everything."""
     first = int(os.environ.get(FIRST_RANK, os.getpid()))
-    if first != os.getpid() and "TORCHELASTIC_RUN_ID" not in os.environ:
-        end_with_parent(first)
+    return first != os.getpid() and "TORCHELASTIC_RUN_ID" not in os.environ
 
 
 def rank() -> int:

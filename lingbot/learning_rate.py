@@ -7,19 +7,43 @@ import math
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from lingbot.model.checks import check_number
+
+LONGEST_WARMUP = 500  # steps, of those that are derived
+
 
 def warmup_cosine(
-    optimizer: Optimizer, warmup_steps: int, total_steps: int, floor: float = 0.0
+    optimizer: Optimizer,
+    warmup_steps: int | None,
+    total_steps: int,
+    floor: float = 0.0,
+    warmup_fraction: float = 0.05,
 ) -> LambdaLR:
     """Up to the optimizer's learning rate in `warmup_steps`, down to `floor` times it at the end.
 
+    Args:
+        optimizer: whose rate it is.
+        warmup_steps: None takes `warmup_fraction` of the run's steps, 500 at most.
+        total_steps: of the run, counted as the optimizer does.
+        floor: share of the learning rate that is left at the end.
+        warmup_fraction: share of the run; not looked at where the steps are given.
+
     Raises:
-        ValueError: a warm-up that does not end within the run, or a floor outside [0, 1].
+        ValueError: a run without a length, a warm-up that does not end within it, a share outside
+            [0, 1].
     """
+    if total_steps < 1:
+        raise ValueError(
+            f"scheduler.total_steps={total_steps}: a cosine needs the length of the run; give "
+            "trainer.max_steps, or scheduler=constant"
+        )
+    check_number("scheduler.warmup_fraction", warmup_fraction, low=0, high=1)
+    if warmup_steps is None:
+        warmup_steps = min(LONGEST_WARMUP, round(warmup_fraction * total_steps))
     if not 0 <= warmup_steps <= total_steps:
         raise ValueError(
             f"scheduler.warmup_steps={warmup_steps} must lie between 0 and the run's "
-            f"{total_steps} steps: lower it or raise trainer.max_steps"
+            f"{total_steps} steps: lower it, raise trainer.max_steps, or leave it out"
         )
     if not 0 <= floor <= 1:
         raise ValueError(f"scheduler.floor={floor} must lie in [0, 1]")

@@ -7,7 +7,7 @@ Nothing is built or loaded before `configure_model`, so every value is checked f
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from lingbot.codec.split import check_decode, make_decoder
 from lingbot.codec.video import VideoCodec, frames_to_uint8
 from lingbot.data.clip_batch import clip_rays, first_drive
 from lingbot.data.first_frame import FrameSource
-from lingbot.diffusion import FewStepSampler, FlowMatching
+from lingbot.diffusion import FewStepSampler
 from lingbot.errors import loading
 from lingbot.kernels import KernelConfig
 from lingbot.model import (
@@ -47,6 +47,7 @@ from lingbot.parallel.sharding import shard_weights
 from lingbot.parallel.strategy import ShardedSequenceParallelStrategy
 from lingbot.realtime.session import RealtimeSession
 from lingbot.realtime.start import Start, next_start
+from lingbot.training.objective import Objective
 from lingbot.training.optimizer_check import check_optimizer
 from lingbot.training.resume import align_progress, note_endless, step_generator
 
@@ -95,6 +96,8 @@ class LingBotModule(L.LightningModule):
             world that `weights` names was trained with others.
     """
 
+    logged = ("train/loss", "train/clean_error", "val/loss", "val/clean_error")
+
     def __init__(
         self,
         model: TransformerConfig,
@@ -106,7 +109,7 @@ class LingBotModule(L.LightningModule):
         conditioner_cache: str = "step",
         kernels: KernelConfig = REFERENCE,
         activation_checkpointing: str = "none",
-        objective: FlowMatching | None = None,
+        objective: Objective | None = None,
         optimizer: Callable[[Iterable[nn.Parameter]], Optimizer] | None = None,
         scheduler: Callable[[Optimizer], Any] | None = None,
         weights: str | Path | None = None,
@@ -126,6 +129,8 @@ class LingBotModule(L.LightningModule):
         for name, make in (("codec", codec), ("text_encoder", text_encoder), ("camera", camera)):
             if not callable(make):
                 raise ValueError(f"module.{name}={make!r}: give what makes it, see conf/{name}")
+        if initialise is not None and not callable(initialise):
+            raise ValueError(f"module.initialise={initialise!r}: give what changes a transformer")
         ConditionerCache(conditioner_cache)  # refuses an unknown policy
         if optimizer is not None:
             kernels.check_training()
@@ -305,15 +310,14 @@ class LingBotModule(L.LightningModule):
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """Batch of clips (see `lingbot.data.blockworld_clips`) -> loss."""
-        assert self.objective is not None
-        resample = self.objective.resamples(self.global_step)
         self._check_finite()
-        losses = self._losses(batch, self._generator(self.global_step, batch_idx), resample)
+        generator = self._generator(self.global_step, batch_idx)
+        losses = self._losses(batch, generator, self.global_step)
         self._last_loss = self.global_step, losses["loss"].detach().isfinite()
         if self.device.type == "cpu":
             self._check_finite()
-        self.log("train/loss", losses["loss"], prog_bar=True)
-        self.log("train/clean_error", losses["clean_error"])
+        for name, value in losses.items():
+            self.log(f"train/{name}", value, prog_bar=name == "loss")
         return losses["loss"]
 
     def on_validation_start(self) -> None:
@@ -340,8 +344,9 @@ class LingBotModule(L.LightningModule):
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         losses = self._losses(batch, self._generator(-1, batch_idx))
         size = len(batch["prompt"])
-        self.log("val/loss", losses["loss"], prog_bar=True, sync_dist=True, batch_size=size)
-        self.log("val/clean_error", losses["clean_error"], sync_dist=True, batch_size=size)
+        for name, value in losses.items():
+            shown = name == "loss"
+            self.log(f"val/{name}", value, prog_bar=shown, sync_dist=True, batch_size=size)
 
     def check_training(self) -> float:
         """Refuses what cannot be trained; builds no weight.
@@ -383,8 +388,8 @@ class LingBotModule(L.LightningModule):
         return torch.cat(steps), truth
 
     def _losses(
-        self, batch: dict[str, Any], generator: torch.Generator, resample: bool = False
-    ) -> dict[str, Tensor]:
+        self, batch: dict[str, Any], generator: torch.Generator, step: int | None = None
+    ) -> Mapping[str, Tensor]:
         assert self.objective is not None
         assert self.transformer is not None
         clean = batch["latents"]
@@ -397,7 +402,7 @@ class LingBotModule(L.LightningModule):
             cache=self.kv_cache,
             exchange=self.exchange(),
             generator=generator,
-            resample=resample,
+            step=step,
         )
 
     def _generator(self, step: int, batch_idx: int) -> torch.Generator:

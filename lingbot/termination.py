@@ -12,6 +12,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from types import FrameType
 
 import lightning as L
@@ -61,7 +62,7 @@ def end_with_parent(parent: int, grace_s: float = 20.0) -> None:
             this one is not followed.
         grace_s: for what this process is about to finish.
     """
-    if os.getppid() != parent and _exists(parent):
+    if os.getppid() != parent and process_exists(parent):
         return
 
     def watch() -> None:
@@ -73,30 +74,42 @@ def end_with_parent(parent: int, grace_s: float = 20.0) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _exists(process: int) -> bool:
+def process_exists(process: int) -> bool:
+    """Whether there is such a process; one that has ended and that nobody waits for is none."""
     try:
         os.kill(process, 0)
+        state = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
     except ProcessLookupError:
         return False
-    except PermissionError:
+    except (PermissionError, FileNotFoundError):  # somebody else's; not on Linux
         return True
-    return True
+    return state != "Z"
 
 
 class Termination(L.Callback):
-    """Takes note of SIGTERM while a Trainer predicts; Lightning puts back what was there before."""
+    """Takes note of SIGTERM while a Trainer predicts; Lightning puts back what was there before.
+
+    Where several ranks drive, also of Ctrl-C: whichever is told, they end at the same step.
+    """
 
     def __init__(self) -> None:
         self._noted = NotedSignals(signal.SIGTERM)
-        self._earlier = False
+        self._by_others = 0
 
     @property
-    def told(self) -> bool:
-        """Whether the process has been told to end."""
-        return self._earlier or self._noted.told > 0
+    def told(self) -> int:
+        """The signal by which this process, or another rank, has been told to end; 0 for none."""
+        return self._noted.told or self._by_others
+
+    def tell(self, number: int) -> None:
+        """Another rank has been told to end, by this signal."""
+        self._by_others = number
 
     def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._earlier = trainer.received_sigterm
+        if trainer.world_size > 1:
+            self._noted = NotedSignals(signal.SIGTERM, signal.SIGINT)
+        if trainer.received_sigterm:
+            self.tell(signal.SIGTERM)
         self._noted.listen()
 
 

@@ -6,24 +6,30 @@ Trains a world by flow matching, or with experiment=blockworld_codec the codec i
 
 from __future__ import annotations
 
+from inspect import signature
 from pathlib import Path
 
 import lightning as L
 import torch
 from hydra.core.hydra_config import HydraConfig
+from lightning.pytorch.callbacks import LearningRateMonitor
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 
 from lingbot.building import build
-from lingbot.callbacks import TrainingSpeed
+from lingbot.callbacks import LastCheckpoint, TrainingSpeed
+from lingbot.checkpoints.checkpoint_io import write_whole_checkpoints
 from lingbot.checkpoints.merging import check_exportable
-from lingbot.checkpoints.run_checkpoint import check_state, read_shapes
+from lingbot.checkpoints.run_checkpoint import check_state, read_shapes, read_step
 from lingbot.checkpoints.world_file import training_record
+from lingbot.cli.sweep import searching
+from lingbot.cli.trainer import make_trainer
 from lingbot.codec.training import CodecModule
 from lingbot.data.blockworld_module import BlockWorldDataModule
 from lingbot.drive import build_module, check_files
-from lingbot.errors import loading
+from lingbot.errors import UserError, loading
 from lingbot.launch import (
     FirstStep,
     build_all,
@@ -41,10 +47,13 @@ from lingbot.launch import (
 from lingbot.memory import check_fits, training_need
 from lingbot.model import CausalLingBotTransformer
 from lingbot.module import LingBotModule
+from lingbot.parallel.rank_watch import watching
 from lingbot.parallel.sequence_parallel import SequenceParallelMixin
 from lingbot.parallel.strategy import ShardedSequenceParallelStrategy
 from lingbot.parts import check_codec, weigh_codec
 from lingbot.run_export import world_before
+from lingbot.training.endless import check_length, check_watched
+from lingbot.training.places import check_places
 from lingbot.world import check_checkpoint, check_export, save_world
 
 
@@ -59,6 +68,11 @@ def train_and_tell(cfg: DictConfig) -> float | None:
         print(f"trained in {cfg.paths.output_dir}:")
         for name, value in sorted(metrics.items()):
             print(f"  {name:<20} {value:.6g}")
+    if searching() and cfg.optimized_metric not in metrics:
+        raise UserError(
+            f"optimized_metric={cfg.optimized_metric!r}: the training logged "
+            f"{', '.join(sorted(metrics)) or 'nothing'}; choose one of them"
+        )
     return metrics.get(cfg.optimized_metric)
 
 
@@ -67,6 +81,7 @@ def train(cfg: DictConfig) -> dict[str, float]:
 
     Raises:
         UserError: for values that cannot be trained with; nothing has been started.
+        RankFailure: another rank was lost; the newest checkpoint is whole.
     """
     with refusing() as preparation:
         check_options(cfg)
@@ -75,28 +90,32 @@ def train(cfg: DictConfig) -> dict[str, float]:
         check_files(cfg)
         check_encoder(cfg)
         run_folder(cfg)
-        data: L.LightningDataModule = build(cfg.data, "data", L.LightningDataModule)
         module: L.LightningModule = build_module(cfg, L.LightningModule)
-        callbacks = build_all(cfg.callbacks)
-        trainer: L.Trainer = build(
-            cfg.trainer, "trainer", L.Trainer, callbacks=callbacks, logger=False
-        )
+        data: L.LightningDataModule = build(cfg.data, "data", L.LightningDataModule)
+        callbacks = build_callbacks(cfg)
+        trainer = make_trainer(cfg, callbacks=callbacks, logger=False)
+        write_whole_checkpoints(trainer)
         check_training(module)
+        check_length(trainer, data)
         check_ranks(trainer, module)
         check_clips(trainer, data, module)
         check_memory(trainer, module, data)
+        exported = cfg.export_dir if isinstance(module, LingBotModule) else None
+        check_places(trainer, module, data, exported)
         check_callbacks(trainer, module)
         check_precision(trainer, module)
         check_resumed(trainer, module, cfg.ckpt_path, cfg.trust_run_code)
-        if cfg.export_dir is not None and isinstance(module, LingBotModule):
-            check_export(cfg.export_dir)
+        check_watched(trainer, module, cfg.optimized_metric if searching() else None)
+        if exported is not None:
+            check_export(exported)
             trainer.callbacks.append(ExportCheck())  # type: ignore[attr-defined]
         trainer.callbacks.append(FirstStep(preparation))  # type: ignore[attr-defined]
         loggers: list[Logger] = []
         try:
             trainer.loggers = loggers = build_loggers(cfg)
             log_configuration(cfg, loggers)
-            trainer.fit(module, datamodule=data, ckpt_path=cfg.ckpt_path, weights_only=True)
+            with watching(trainer, lambda _: kept(trainer)):
+                trainer.fit(module, datamodule=data, ckpt_path=cfg.ckpt_path, weights_only=True)
         finally:
             finish_loggers(loggers)
     wanted = cfg.export_dir is not None and not cfg.trainer.get("fast_dev_run")
@@ -107,8 +126,25 @@ def train(cfg: DictConfig) -> dict[str, float]:
     return {name: float(value) for name, value in trainer.callback_metrics.items()}
 
 
+def build_callbacks(cfg: DictConfig) -> list[L.Callback]:
+    """The chosen callbacks; rates of learning are monitored where something is logged."""
+    logs = any(node is not None for node in (cfg.logger or {}).values())
+    made = build_all(cfg.callbacks)
+    return [each for each in made if logs or not isinstance(each, LearningRateMonitor)]
+
+
+def kept(trainer: L.Trainer) -> str:
+    """What is left of a training that has ended in the middle of a step, in words."""
+    checkpoints = (c for c in trainer.callbacks if isinstance(c, LastCheckpoint))  # type: ignore[attr-defined]
+    return next((checkpoint.kept for checkpoint in checkpoints), "no checkpoint was kept")
+
+
 def check_ranks(trainer: L.Trainer, module: L.LightningModule) -> None:
     """Raises ValueError for ranks that the model's heads or a chunk's tokens do not split over."""
+    known = signature(DistributedDataParallel.__init__).parameters
+    for name in getattr(trainer.strategy, "_ddp_kwargs", {}):  # looked at when all is loaded
+        if name not in known:
+            raise ValueError(f"strategy.{name}: DistributedDataParallel takes no such option")
     if isinstance(trainer.strategy, SequenceParallelMixin):
         if not isinstance(module, LingBotModule):
             raise ValueError(
@@ -190,6 +226,13 @@ def check_resumed(
         held = read_shapes(Path(checkpoint), trusted)
         held = {name: tensor for name, tensor in held.items() if name.startswith(part)}
         check_state(Path(checkpoint), own, held, "this command's configuration")
+    step = read_step(Path(checkpoint), trusted)
+    if 0 <= trainer.max_steps <= step:
+        raise ValueError(
+            f"{checkpoint} is from step {step}, and trainer.max_steps={trainer.max_steps}: nothing "
+            "would be trained; raise it, or make a world of the checkpoint: python -m "
+            f"lingbot.world {checkpoint} FOLDER"
+        )
 
 
 def expected_state(module: L.LightningModule) -> tuple[dict[str, Tensor], str]:

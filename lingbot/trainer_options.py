@@ -12,12 +12,13 @@ from typing import Any
 
 import torch
 
+from lingbot.cli.folders import srun_task
 from lingbot.device import check_processes
 from lingbot.model.checks import check_choice, check_count, check_number, check_switch
 
 Check = Callable[[str, Any], object]
 # whoever starts the processes of several nodes tells them where to meet
-MEETING = ("MASTER_ADDR", "TORCHELASTIC_RUN_ID", "SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE")
+MEETING = ("MASTER_ADDR", "TORCHELASTIC_RUN_ID", "OMPI_COMM_WORLD_SIZE")
 MOST = 1_000_000_000  # steps, batches or epochs: more than any run lives to see
 PRECISIONS = (
     "32-true", "32", "bf16-mixed", "bf16-true", "bf16", "16-mixed", "16-true", "16", "64-true",
@@ -46,7 +47,7 @@ def check_trainer(options: Mapping[str, Any]) -> None:
                 f"it; choose {precision.replace('16', 'bf16', 1)} or 32-true"
             )
     nodes = options.get("num_nodes") or 1
-    if nodes > 1 and not any(name in os.environ for name in MEETING):
+    if nodes > 1 and not (srun_task() or any(name in os.environ for name in MEETING)):
         raise ValueError(
             f"trainer.num_nodes={nodes}: nobody has started the other nodes, and the run would "
             "wait for them; start it on every node by torchrun or srun, or set MASTER_ADDR, "

@@ -27,8 +27,8 @@ import torch
 import torch.distributed as dist
 
 # a server that has imported the slow libraries once and forks a rank in a few milliseconds
-_processes = multiprocessing.get_context("forkserver")
-_processes.set_forkserver_preload(["torch.distributed", "lightning.pytorch", "einops"])
+processes = multiprocessing.get_context("forkserver")
+processes.set_forkserver_preload(["lingbot.generate", "lingbot.train"])
 
 
 def run_ranks(
@@ -48,9 +48,9 @@ def run_ranks(
         workers, connections = [], []
         try:
             for rank in range(ranks):
-                receiver, sender = _processes.Pipe(duplex=False)
+                receiver, sender = processes.Pipe(duplex=False)
                 arguments = (sender, folder, timeout, group, function, rank, ranks, args)
-                worker = _processes.Process(target=_rank, args=arguments, name=f"rank {rank}")
+                worker = processes.Process(target=_rank, args=arguments, name=f"rank {rank}")
                 worker.start()
                 sender.close()
                 workers.append(worker)

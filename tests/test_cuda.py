@@ -199,12 +199,12 @@ def test_nccl_exchanges_are_timed_by_events_and_change_nothing(nccl, uniform: bo
     assert report.communication_ms < report.total_ms
 
 
-@pytest.mark.parametrize("checkpointing", ["none", "full", "selective"])
-def test_a_training_loss_and_its_gradients_agree_with_the_cpu(checkpointing: str) -> None:
+@pytest.mark.parametrize("kept", ["none", "full", "selective"])
+def test_a_training_loss_and_its_gradients_agree_with_the_cpu(kept: str) -> None:
     losses, gradients = [], []
     for device in ("cpu", "cuda"):
         transformer = small_transformer().requires_grad_(True).to(device)
-        transformer.activation_checkpointing = checkpointing if device == "cuda" else "none"
+        transformer.activation_checkpointing = kept if device == "cuda" else "none"
         latents, condition, controls = (x.to(device) for x in chunk_inputs(SMALL, chunks=3))
         objective = CpuNoise(FlowSchedule(5.0), few_step_fraction=1.0, history_noise=0.2)
         loss = objective(

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import signal
+
 import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from lingbot.data.video_file import read_frames
 from lingbot.kernels import KernelConfig
 from lingbot.model import TransformerConfig
 from lingbot.parallel.choice import choose_exchange
 from lingbot.parallel.communication_log import Collective, CommunicationLog
 from lingbot.parallel.splits import even_splits
+from tests.commands import TINY_DRIVE
 from tests.distributed import run_ranks
 from tests.model.worlds import HEIGHT, WIDTH
+from tests.support.faults import end_of_launched, fault
 from tests.test_cuda_kernels import error, flows
 
 pytestmark = [
@@ -68,3 +73,21 @@ def test_two_gpus_drive_as_one_does(choice: str, exchange: str) -> None:
             assert paths.pop("gather") == ("variable" if exchange == "variable" else "uniform")
             assert paths == dict.fromkeys(("qkv", "kv", "out"), exchange)
             assert all(c.elapsed_ms > 0 for c in collectives)
+
+
+@pytest.mark.parametrize("exchange", ["pushed", "uniform"])
+def test_a_gpu_that_waits_for_a_lost_rank_is_ended_with_whole_files(exchange, tmp_path):
+    """Nothing fails by itself there: neither NCCL nor memory that others write notices."""
+    options = [
+        *TINY_DRIVE, "trainer.accelerator=gpu", "trainer.devices=2", "kv_cache=sliding",
+        "strategy=sequence_parallel", "num_steps=50000", "callbacks.step_plot=null",
+        f"strategy.push={'null' if exchange == 'pushed' else 'false'}",
+        fault(tmp_path, 2, rank1=signal.SIGKILL),
+    ]  # fmt: skip
+    ended = end_of_launched("generate", options, tmp_path)
+    line = f"rank 1 (pid {ended.lost}) died of signal 9 at realtime step 2; the others were ended; "
+    assert line + "files up to step 1 are whole" in ended.output
+    assert ended.codes == [1]
+    assert "Traceback" not in ended.output
+    assert ended.seconds < 15
+    assert len(read_frames(tmp_path / "run" / "drive.mp4")) == 9 + 12

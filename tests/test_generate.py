@@ -134,8 +134,9 @@ def drive_path(drive: dict) -> Path:
 
 
 @pytest.mark.processes
-@pytest.mark.parametrize("ranks", [1, 2])
-@pytest.mark.parametrize("ending", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    ("ranks", "ending"), [(1, signal.SIGTERM), (1, signal.SIGINT), (2, signal.SIGINT)]
+)
 def test_a_drive_that_is_told_to_end_ends_with_its_files_complete(ranks, ending, tmp_path):
     """At the end of a step, with the exit code that shells give such a process."""
     many = ["num_steps=50000", "kv_cache=sliding", f"trainer.devices={ranks}"]

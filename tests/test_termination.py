@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from lingbot.termination import NotedSignals, end_with_parent
+from lingbot.termination import NotedSignals, end_with_parent, process_exists
 
 
 @pytest.fixture
@@ -59,3 +59,14 @@ def test_a_process_that_did_not_start_this_one_is_not_followed():
     threads = threading.active_count()
     end_with_parent(os.getpid(), grace_s=0)
     assert threading.active_count() == threads
+
+
+@pytest.mark.processes
+def test_a_process_that_has_ended_does_not_exist_even_while_nobody_has_waited_for_it():
+    process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    assert process_exists(process.pid)
+    process.stdin.close()
+    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # leaves it as it is
+    assert not process_exists(process.pid)
+    process.wait()
+    assert not process_exists(process.pid)

@@ -5,10 +5,14 @@ from __future__ import annotations
 import math
 import os
 import signal
+import subprocess
+import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 import torch
+from hydra.utils import instantiate
 from lightning import Callback
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from omegaconf import OmegaConf
@@ -177,12 +181,28 @@ def test_sharded_weights_are_exported_whole_and_resumed(tmp_path):
     assert not torch.equal(moved[head], kept.transformer.state_dict()[head].half())
 
 
-def test_a_trained_codec_is_saved(tmp_path):
-    small = ["data.num_frames=5", "data.batch_size=1", "module.crops=null"]
-    overrides = ["experiment=blockworld_codec", *TINY_TRAINING, *small]
-    metrics = train(composed("train", overrides, tmp_path))
+TINY_CODEC_TRAINING = [
+    "experiment=blockworld_codec", *TINY_TRAINING, "data.num_frames=5", "module.crops=null",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_a_trained_codec_is_saved(tmp_path, precision):
+    own = [f"trainer.precision={precision}"]
+    metrics = train(composed("train", [*TINY_CODEC_TRAINING, *own], tmp_path))
     assert math.isfinite(metrics["val/psnr"])
     assert list(tmp_path.glob("train/*/codec/config.json"))
+
+
+def test_trained_weights_are_kept_when_what_comes_after_the_last_step_fails(tmp_path, monkeypatch):
+    def fail(*_):
+        raise RuntimeError("no room for statistics")
+
+    monkeypatch.setattr("lingbot.codec.training.latent_statistics", fail)
+    with pytest.raises(RuntimeError, match="no room for statistics"):
+        train(composed("train", [*TINY_CODEC_TRAINING, "trainer.max_steps=3"], tmp_path))
+    (last,) = tmp_path.glob("train/*/checkpoints/last.ckpt")
+    assert torch.load(last, weights_only=True)["global_step"] == 3
 
 
 @pytest.mark.parametrize(
@@ -236,6 +256,33 @@ def test_a_trained_codec_is_saved(tmp_path):
         (["model.num_layers=1000000"], "GiB of memory would be needed"),
         (["codec.base_dim=4096", "codec.dim_mult=[1,1,1]"], "GiB of memory would be needed"),
         (["callbacks.last_checkpoint.path=null"], "callbacks.last_checkpoint: "),
+        (["trainer.max_epochs=3"], "trainer.max_epochs=3: .*trainer.max_steps"),
+        (["trainer.max_steps=-1"], "scheduler.total_steps=-1: .*trainer.max_steps"),
+        (["+trainer.limit_train_batches=0.5"], "trainer.limit_train_batches=0.5"),
+        (["trainer.val_check_interval=0.5"], "val_check_interval"),
+        (["callbacks.checkpoint.monitor=val/los"], "monitors 'val/los'.*val/loss"),
+        (["paths.data_dir=/proc/x"], "paths.data_dir: .*/proc takes no files"),
+        (["export_dir=/proc/x"], "export_dir: .*/proc takes no files"),
+        (
+            ["callbacks.checkpoint.dirpath=/proc/x"],
+            "callbacks.checkpoint.dirpath: .*takes no files",
+        ),
+        (["callbacks.last_checkpoint.path=/proc/last.ckpt"], "/proc takes no files"),
+        (
+            ["callbacks.last_checkpoint.path=conf"],
+            "conf is a folder: give the path of a checkpoint",
+        ),
+        (
+            ["module=codec_training", "callbacks=none", "module.export_to=/proc/x"],
+            "module.export_to",
+        ),
+        (
+            ["module=codec_training", "callbacks=none", "module.export_to=conf"],
+            "something else than",
+        ),
+        (["module.initialise=abc"], "module.initialise='abc'"),
+        (["strategy=ddp", "+strategy.foo=1"], "strategy.foo: DistributedDataParallel takes no"),
+        (["objective.nonsense=1"], "objective.nonsense: there is no such option"),
     ],
 )
 def test_bad_values_are_refused_before_training(overrides, message, tmp_path, monkeypatch):
@@ -247,8 +294,69 @@ def test_bad_values_are_refused_before_training(overrides, message, tmp_path, mo
         train(cfg)
 
 
-@pytest.mark.parametrize(("warmup", "floor"), [(30, 0.0), (-1, 0.0), (1, 1.5)])
-def test_schedules_that_cannot_be_are_refused(warmup, floor):
-    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))])
-    with pytest.raises(ValueError, match="scheduler"):
-        warmup_cosine(optimizer, warmup, 20, floor)
+def optimizer() -> torch.optim.Optimizer:
+    return torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+
+
+@pytest.mark.parametrize(
+    ("total", "options", "told"),
+    [
+        (20, {"warmup_steps": 30}, "scheduler.warmup_steps=30 must lie .* or leave it out"),
+        (20, {"warmup_steps": -1}, "scheduler.warmup_steps=-1"),
+        (20, {"warmup_steps": 1, "floor": 1.5}, "scheduler.floor=1.5"),
+        (20, {"warmup_steps": None, "warmup_fraction": 1.5}, "scheduler.warmup_fraction=1.5"),
+        (-1, {"warmup_steps": None}, "scheduler.total_steps=-1: .* or scheduler=constant"),
+    ],
+)
+def test_schedules_that_cannot_be_are_refused(total, options, told):
+    with pytest.raises(ValueError, match=told):
+        warmup_cosine(optimizer(), total_steps=total, **options)
+
+
+@pytest.mark.parametrize(
+    ("total", "warmup"),
+    [(1, 0), (10, 0), (20, 1), (200, 10), (1000, 50), (10_000, 500), (10**6, 500)],
+)
+def test_a_warm_up_that_is_not_given_follows_the_length_of_the_run(total, warmup):
+    derived = warmup_cosine(optimizer(), None, total)
+    given = warmup_cosine(optimizer(), warmup, total)
+    for step in (0, warmup // 2, warmup, warmup + 1, total):
+        assert derived.lr_lambdas[0](step) == given.lr_lambdas[0](step)
+
+
+@pytest.mark.parametrize(
+    ("name", "warmup"),
+    [("blockworld_codec", 40), ("blockworld_world", 100), ("blockworld_world_cpu", 20)],
+)
+def test_warm_ups_of_the_experiments(name, warmup):
+    def factors(scheduler) -> list[float]:
+        rate = instantiate(scheduler)(optimizer()).lr_lambdas[0]
+        return [rate(step) for step in range(warmup + 2)]
+
+    cfg = composed("train", [f"experiment={name}", "codec=blockworld_untrained"])
+    given = composed("train", [f"experiment={name}", "codec=blockworld_untrained",
+                               f"scheduler.warmup_steps={warmup}"])  # fmt: skip
+    assert factors(cfg.scheduler) == factors(given.scheduler)
+
+
+def test_a_training_without_a_logger_needs_no_other_word(tmp_path):
+    for callbacks in ("train", "train_codec"):
+        cfg = composed("train", [*TINY_CODEC_TRAINING, "logger=none", f"callbacks={callbacks}",
+                                 "callbacks.checkpoint.monitor=val/psnr",
+                                 "callbacks.contact_sheet=null"], tmp_path)  # fmt: skip
+        assert math.isfinite(train(cfg)["val/psnr"])
+    assert not list(tmp_path.rglob("metrics.csv"))
+
+
+@pytest.mark.processes
+@pytest.mark.skipif(find_spec("hydra_plugins") is None, reason="needs the extra [sweeps]")
+def test_a_sweep_without_its_metric_ends_before_training_in_one_line(tmp_path):
+    typed = ["-m", *TINY_TRAINING, "hydra/sweeper=optuna", "hydra.sweeper.n_trials=2",
+             "optimizer.lr=interval(0.001,0.01)", "trainer.val_check_interval=5",
+             f"paths.root_dir={tmp_path}"]  # fmt: skip
+    command = [sys.executable, "-m", "lingbot.train", *typed]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 2
+    assert "optimized_metric='val/loss': this training never validates" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not list(tmp_path.rglob("*.safetensors"))  # no clip was encoded

@@ -65,6 +65,8 @@ class RandomClipsDataModule(L.LightningDataModule):
         ValueError: sizes below one, sides that are no multiples of 8, or a broken number of chunks.
     """
 
+    endless = True  # see `lingbot.data.endless_sampler`
+
     def __init__(
         self,
         latent_frames: int,

@@ -14,8 +14,10 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from datetime import timedelta
 from multiprocessing.connection import Connection, wait
+from multiprocessing.context import SpawnProcess
 from pathlib import Path
 
 import torch
@@ -25,7 +27,18 @@ from lingbot.benchmark.measure import Measurement
 from lingbot.benchmark.plan import Plan
 from lingbot.benchmark.records import RankRecord
 from lingbot.benchmark.settings import Setting
+from lingbot.parallel.failure import (
+    Failure,
+    RankFailure,
+    is_follow_up,
+    is_interrupt,
+    log_quietly,
+)
 from lingbot.termination import end_with_parent
+
+CAUSE_S = 3.0  # until a rank that misses another one is taken at its word
+
+Lost = tuple[Failure, str]  # and its traceback
 
 _processes = multiprocessing.get_context("spawn")  # CUDA does not survive a fork
 
@@ -39,8 +52,8 @@ def measure_on(
         tell: is told in words how far the first rank is.
 
     Raises:
-        RuntimeError: a rank failed (with its traceback), died, or all were silent for
-            `plan.timeout_s`. The others are killed.
+        RankFailure: a rank died or raised (whose traceback is the cause and goes to the log file).
+        RuntimeError: all were silent for `plan.timeout_s`.
     """
     with tempfile.TemporaryDirectory() as folder:
         workers, connections = [], []
@@ -54,7 +67,7 @@ def measure_on(
                 sender.close()
                 workers.append(worker)
                 connections.append(receiver)
-            records = _listen(connections, plan.timeout_s, tell)
+            records = _listen(connections, workers, plan.timeout_s, tell)
             for worker in workers:
                 worker.join(timeout=30)
             return records
@@ -65,35 +78,67 @@ def measure_on(
 
 
 def _listen(
-    connections: list[Connection], timeout_s: float, tell: Callable[[str], None]
+    connections: list[Connection],
+    workers: list[SpawnProcess],
+    timeout_s: float,
+    tell: Callable[[str], None],
 ) -> list[RankRecord]:
+    speaking = dict(enumerate(connections))
     records: dict[int, RankRecord] = {}
-    ranks = len(connections)
-    heard = time.monotonic()
-    while len(records) < ranks:
-        waiting = [c for rank, c in enumerate(connections) if rank not in records]
-        ready = wait(waiting, max(0.0, heard + timeout_s - time.monotonic()))
+    heard, last, ranks = time.monotonic(), "nothing yet", len(connections)
+    follower: Lost | None = None  # a rank that only misses another one
+    while speaking:
+        patience = timeout_s if follower is None else CAUSE_S
+        ready = wait(list(speaking.values()), max(0.0, heard + patience - time.monotonic()))
         if not ready:
-            missing = [rank for rank in range(ranks) if rank not in records]
-            raise RuntimeError(
-                f"ranks {missing} of {ranks} have said nothing for {timeout_s:g} s: they hang, or "
-                "need a longer timeout_s"
-            )
+            break
         heard = time.monotonic()
-        for connection in ready:
-            assert isinstance(connection, Connection)
-            rank = connections.index(connection)
+        for rank in [rank for rank, connection in speaking.items() if connection in ready]:
             try:
-                kind, content = pickle.loads(connection.recv_bytes())
+                kind, content = pickle.loads(speaking[rank].recv_bytes())
             except EOFError:
-                kind, content = "failed", "the process died without a traceback (out of memory?)"
+                kind, content = "failed", (_ended(rank, workers[rank]), "")
             if kind == "failed":
-                raise RuntimeError(f"rank {rank} of {ranks} failed:\n{content}")
+                raise _failure(content, ranks, last)
+            if kind == "told":
+                if rank == 0:
+                    last = content
+                    tell(content)
+                continue
+            del speaking[rank]
             if kind == "measured":
                 records[rank] = content
-            elif rank == 0:
-                tell(content)
+            else:
+                follower = content
+    if follower is not None:
+        raise _failure(follower, ranks, last)
+    if speaking:
+        raise RuntimeError(
+            f"ranks {list(speaking)} of {ranks} have said nothing for {timeout_s:g} s: they hang, "
+            "or need a longer timeout_s"
+        )
     return [records[rank] for rank in range(ranks)]
+
+
+def _ended(rank: int, worker: SpawnProcess) -> Failure:
+    """Of a process that says nothing any more."""
+    worker.join(timeout=5)
+    assert worker.pid is not None
+    code = worker.exitcode
+    gone = Failure(rank, worker.pid, "closed its connection")
+    return gone if code is None else Failure.of_exit(rank, worker.pid, code)
+
+
+def _failure(lost: Lost, ranks: int, last: str) -> RankFailure:
+    failure, trace = lost
+    cause = RuntimeError(f"rank {failure.rank} of {ranks} failed:\n{trace}") if trace else None
+    if cause is not None:
+        failure = replace(failure, log=log_quietly(str(cause)))
+    where = f"with ranks={ranks} (last heard: {last})"
+    line = failure.sentence(where, "nothing was written", others=ranks > 1)
+    error = RankFailure(line, failure, teller=True)
+    error.__cause__ = cause
+    return error
 
 
 def _rank(
@@ -120,8 +165,10 @@ def _rank(
         _send(sender, "measured", measurement.run(_name(device)))
         if group is not None:
             dist.destroy_process_group()
-    except BaseException:
-        _send(sender, "failed", traceback.format_exc())
+    except BaseException as error:
+        kind = "followed" if is_follow_up(error) else "failed"
+        trace = "" if is_interrupt(error) else traceback.format_exc()
+        _send(sender, kind, (Failure.of_error(rank, error, ""), trace))
     finally:
         sender.close()
 

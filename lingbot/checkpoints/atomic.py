@@ -20,8 +20,8 @@ from pathlib import Path
 def atomic_file(path: str | Path) -> Iterator[Path]:
     """Yields a path beside `path` to write to; it takes the place of `path` when the block ends.
 
-    The yielded name keeps the suffix, by which libraries choose a format. After an exception it is
-    removed and `path` is as it was.
+    The yielded name keeps the suffix, by which libraries choose a format; a folder may be made of
+    it, too. After an exception it is removed and `path` is as it was.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -29,12 +29,13 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
     try:
         yield partial
         flush(partial)
-        if path.is_dir() and not path.is_symlink():  # a sharded checkpoint was there
+        folders = partial.is_dir() or (path.is_dir() and not path.is_symlink())
+        if folders:  # as checkpoints in shards are
             replace_folder(partial, path)
         else:
             os.replace(partial, path)
     finally:
-        partial.unlink(missing_ok=True)
+        _remove(partial)
     flush(path.parent)
 
 

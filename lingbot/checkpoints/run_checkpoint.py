@@ -129,22 +129,21 @@ def read_file(file: Path, trusted: bool = False) -> dict[str, Any]:
     return found
 
 
-def read_step(checkpoint: Path) -> int:
+def read_step(checkpoint: Path, trusted: bool = False) -> int:
     """How many training steps it is from the start."""
-    step = (read_rest(checkpoint) if checkpoint.is_dir() else read_file(checkpoint)).get(
-        "global_step", 0
-    )
-    return int(step)
+    folder = checkpoint.is_dir()
+    held = read_rest(checkpoint, trusted) if folder else read_file(checkpoint, trusted)
+    return int(held.get("global_step", 0))
 
 
-def read_rest(folder: Path) -> dict[str, Any]:
+def read_rest(folder: Path, trusted: bool = False) -> dict[str, Any]:
     """What a folder of shards says besides its tensors."""
     file = folder / REST
     if not file.exists():
         return {}
     check_file(file)
     try:
-        return dict(torch.load(file, "cpu", weights_only=True))
+        return dict(torch.load(file, "cpu", weights_only=not trusted))
     except Exception as error:
         raise ValueError(f"{file} cannot be read: {str(error).partition(chr(10))[0]}") from error
 

@@ -19,6 +19,11 @@ WARNINGS = (
     ".*your dataloader is not resumable.*",  # ours goes by the step, see lingbot.data
     "FSDP2-wrapped module .* returned a view",  # nothing is written to in place
     ".*litlogger.*|.*LitLogger.*",
+    "Found .* in eval mode at the start of training.*",  # the codec, which is not trained
+    "Precision .* is not supported by the model summary.*",
+    "The dirpath has changed from .*",  # a run that goes on has a folder of its own
+    "You requested to overfit but enabled train dataloader shuffling.*",
+    "You defined a `validation_step` but have no `val_dataloader`.*",
 )
 TALKATIVE = ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.rank_zero")
 

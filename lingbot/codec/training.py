@@ -47,6 +47,8 @@ class CodecModule(LightningModule):
         ValueError: a crop that the codec cannot encode.
     """
 
+    logged = ("train/loss", "train/pixels", "train/edges", "train/kl", "val/psnr")
+
     def __init__(
         self,
         codec: VideoCodec,
@@ -105,7 +107,8 @@ class CodecModule(LightningModule):
         """Reconstructs whole clips and logs their PSNR as `val/psnr`."""
         frames = uint8_to_frames(batch["frames"])
         decoded = self.codec.decode(self.codec.encode(frames))
-        self.log("val/psnr", psnr(decoded, frames).mean(), prog_bar=True, batch_size=len(frames))
+        quality = psnr(decoded, frames).mean()
+        self.log("val/psnr", quality, prog_bar=True, sync_dist=True, batch_size=len(frames))
 
     def on_train_end(self) -> None:
         """Measures the latents' statistics, in the precision of the run, and exports the codec."""

@@ -65,6 +65,8 @@ class BlockWorldDataModule(L.LightningDataModule):
             cannot encode, sizes or numbers of clips that cannot be.
     """
 
+    endless = True  # see `lingbot.data.endless_sampler`
+
     def __init__(
         self,
         content: Content = "latents",

@@ -71,7 +71,8 @@ class FlowMatching:
         history_noise: the clean history is noised to a level drawn from [0, history_noise], so
             that the model learns to live with its own small errors.
         resampled_history: share of training steps whose history is the model's own estimate of the
-            clean clip, made without gradient from one of the sampler's rungs; see `resamples`.
+            clean clip, made without gradient from one of the sampler's rungs. Those steps
+            are spread evenly.
 
     Raises:
         ValueError: for fractions outside [0, 1], chunks of no frames, or rungs that are none.
@@ -112,7 +113,7 @@ class FlowMatching:
         cache: KVCacheConfig,
         exchange: Exchange,
         generator: torch.Generator,
-        resample: bool = False,
+        step: int | None = None,
     ) -> dict[str, Tensor]:
         """Losses of one batch.
 
@@ -124,7 +125,7 @@ class FlowMatching:
             cache: window and sink the clip is trained for.
             exchange: the identity or the sequence group's; its chunk is one of these chunks.
             generator: CPU generator, alike on all ranks of a sequence group.
-            resample: whether the history is what the model makes of the clip.
+            step: of the training; None in a validation, whose history is the clean clip.
 
         Returns:
             `loss` to be minimised, and `clean_error`, the mean squared error of the clean latents.
@@ -143,6 +144,7 @@ class FlowMatching:
         sigma = self._per_frame(self.schedule.sigmas[levels], clean)
         noise = normal()
         noisy = add_noise(clean, noise, sigma)
+        resample = step is not None and self._resamples(step)
         history = self._resampled(clean, predict, generator, normal) if resample else clean
         history = self._noised(history, chunks, generator, normal)
         flow = predict(history, noisy, levels)
@@ -152,7 +154,7 @@ class FlowMatching:
             "clean_error": error.square().mean(),
         }
 
-    def resamples(self, step: int) -> bool:
+    def _resamples(self, step: int) -> bool:
         """Whether training step `step` resamples its history: evenly spread, alike on all ranks."""
         return int((step + 1) * self.resampled_history) > int(step * self.resampled_history)
 

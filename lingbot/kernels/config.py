@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from lingbot.kernels.compiler import check_compiler
 from lingbot.kernels.fp8_kv import check_frontend
 from lingbot.kernels.registry import REGISTRY
 from lingbot.model.checks import check_choice, check_switch
@@ -51,6 +52,8 @@ class KernelConfig:
             )
         if self.kv == "fp8":
             check_frontend()
+        if self.ops != "reference":
+            check_compiler(f"kernels.ops={self.ops}")
 
     def check_training(self) -> None:
         """Refuses kernels that have no backward pass.

@@ -15,6 +15,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
+from lingbot.parallel.failure import OtherRankFailed
+
 _SMALL = 65_536  # bytes of a host tensor below which pickling beats a broadcast of its own
 
 _END, _ITEM, _FAILED = 0, 1, 2
@@ -80,7 +82,7 @@ class FirstRankReads:
         while (signal := self._tell(_END)) == _ITEM:
             yield None
         if signal == _FAILED:
-            raise RuntimeError(
+            raise OtherRankFailed(
                 "the first rank of this sequence group could not read the next batch: see its error"
             )
 

@@ -170,8 +170,8 @@ WORDS = (
     Option(ALL, "camera.kind", ("cam",), ("act", "pose", "''", "5")),
     Option(ALL, "schedule", ("exact", "published"), ("guess", "''", "5", "[exact]")),
     Option(ALL, "conditioner_cache.policy", ("step", "denoise"), ("sometimes", "''", "true")),
-    Option(ALL, "kernels.ops", ("reference",), ("fast", "triton", "''", "1")),
-    Option(ALL, "kernels.linears", ("bf16",), ("fp4", "exact", "''", "false")),
+    Option(ALL, "kernels.ops", ("reference",), ("fast", "fused", "''", "1")),
+    Option(ALL, "kernels.linears", ("bf16",), ("fp4", "''", "false")),
     Option(ALL, "kernels.kv", ("bf16",), ("fp4", "''")),
     Option(ALL, "kernels.pack_qkv", ("false",), ("maybe", "[]")),
     Option(ALL, "kernels.vae", ("reference",), ("quick", "''")),
@@ -189,9 +189,7 @@ WORDS = (
     Option(TRAIN, "+trainer.gradient_clip_algorithm", ("norm",), ("max", "5")),
     Option(TRAIN, "+trainer.deterministic", ("false",), ("maybe", "3")),
     Option(TRAIN, "+trainer.detect_anomaly", ("false",), ("maybe", "3")),
-    Option(
-        TRAIN, "module.activation_checkpointing", ("none", "full"), ("half", "blocks", "5", "null")
-    ),
+    Option(TRAIN, "module.activation_checkpointing", ("none", "full"), ("half", "5", "null")),
     Option(TRAIN, "data.content", ("latents",), ("video", "5", "null")),
     Option(TRAIN, "+data.device", ("cpu",), ("abc", "cuda:99", "5", "''")),
     Option((*EVALUATE, *BENCH, *DRIFT), "device", ("cpu",), ("tpu", "cuda:99", "''", "5", "[]")),

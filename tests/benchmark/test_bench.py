@@ -17,6 +17,7 @@ from lingbot.benchmark.report import differences_table, results_table
 from lingbot.benchmark.results import difference
 from lingbot.benchmark.worlds import Worlds
 from lingbot.cli.arguments import for_hydra
+from lingbot.parallel.failure import RankFailure
 from tests.benchmark.test_settings import SMALL
 from tests.commands import composed
 
@@ -99,9 +100,34 @@ def test_a_rank_that_fails_is_told_with_its_traceback_and_none_is_left(tmp_path)
     settings, plan = prepare(composed("bench", given, tmp_path), given)
     settings[0].module["codec"]["base_dim"] = 0  # nobody checks the codec's sizes beforehand
     told: list[str] = []
-    with pytest.raises(RuntimeError, match=r"rank 0 of 1 failed:\nTraceback"):
+    line = r"^rank 0 \(pid \d+\) raised .* with ranks=1 \(last heard: measuring the floor\)"
+    with pytest.raises(RankFailure, match=line + "; nothing was written") as failure:
         measure_on(1, settings, plan, told.append)
+    assert str(failure.value.__cause__).startswith("rank 0 of 1 failed:\nTraceback")
     assert told == ["measuring the floor"]
+    assert not multiprocessing.active_children()
+
+
+@pytest.mark.processes
+def test_a_rank_that_is_killed_is_told_by_name_and_the_other_is_ended(tmp_path):
+    given = [*SMALL, *QUICK]
+    settings, plan = prepare(composed("bench", given, tmp_path), given)
+    pids: list[int] = []
+
+    def kill(text: str) -> None:
+        if text.startswith("session 1"):
+            (second,) = (p for p in multiprocessing.active_children() if p.name == "rank 1 of 2")
+            pids.append(second.pid)
+            second.kill()
+
+    with pytest.raises(RankFailure) as failure:
+        measure_on(2, settings, plan, kill)
+    assert str(failure.value).startswith(
+        f"rank 1 (pid {pids[0]}) died of signal 9 with ranks=2 (last heard: session 1 of 2"
+    )
+    assert str(failure.value).endswith("; the others were ended; nothing was written")
+    assert failure.value.failure.code == 1
+    assert failure.value.__cause__ is None
     assert not multiprocessing.active_children()
 
 

@@ -4,7 +4,7 @@ import torch
 from lingbot.benchmark.inputs import WithoutDecoder, random_controls, random_picture
 from lingbot.benchmark.plan import steady_step
 from lingbot.diffusion import FewStepSampler, FlowSchedule
-from lingbot.kernels import KernelConfig, apply
+from lingbot.kernels.vae import fuse_decoder
 from lingbot.model import KVCacheConfig, LocalExchange
 from lingbot.model.cached_transformer import CachedTransformer
 from lingbot.realtime.session import RealtimeSession
@@ -79,7 +79,7 @@ def test_a_codec_without_decoder_and_the_one_it_shares_weights_with_can_both_be_
     plain, codec = small_codec(), small_codec()
     latents = torch.randn(1, 16, 3, 4, 5, generator=torch.Generator().manual_seed(0))
     for one in (WithoutDecoder(codec), codec):
-        apply(one, KernelConfig(vae="fused"))
+        fuse_decoder(one)
     torch.testing.assert_close(codec.decode(latents), plain.decode(latents), atol=1e-5, rtol=0)
 
 

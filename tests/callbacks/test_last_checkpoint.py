@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from lingbot.callbacks import LastCheckpoint
-from lingbot.checkpoints.checkpoint_io import AtomicCheckpointIO
+from lingbot.checkpoints.checkpoint_io import write_whole_checkpoints
 
 
 class Worsens(LightningModule):
@@ -41,9 +41,10 @@ def fit(module: Worsens, folder: Path, steps: int, resume: Path | None = None) -
     )  # fmt: skip
     trainer = Trainer(
         max_steps=steps, val_check_interval=2, check_val_every_n_epoch=None, accelerator="cpu",
-        callbacks=[best, last], logger=False, plugins=[AtomicCheckpointIO()],
-        enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0,
+        callbacks=[best, last], logger=False, enable_progress_bar=False,
+        enable_model_summary=False, num_sanity_val_steps=0,
     )  # fmt: skip
+    write_whole_checkpoints(trainer)
     loader = DataLoader(torch.ones(20, 1), batch_size=2)
     trainer.fit(module, loader, DataLoader(torch.ones(1, 1)), ckpt_path=resume, weights_only=True)
     return trainer

@@ -12,8 +12,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from lightning import Trainer
+from lightning.fabric.plugins import CheckpointIO, TorchCheckpointIO
+from lightning.pytorch.plugins.io import AsyncCheckpointIO
 
-from lingbot.checkpoints.checkpoint_io import AtomicCheckpointIO
+from lingbot.checkpoints.checkpoint_io import AtomicCheckpointIO, write_whole_checkpoints
 
 WRITER = """
 import sys, time, torch
@@ -27,6 +30,31 @@ class Slow:  # pickled in the middle of a checkpoint
 
 state = {"weights": torch.zeros(1 << 20), "slow": Slow(), "more": torch.ones(1 << 20)}
 AtomicCheckpointIO().save_checkpoint(state, sys.argv[1])
+"""
+
+# a plugin of a user's own, in the hands of a Trainer: half of a checkpoint, then nothing for long
+OWN_WRITER = """
+import sys, time, torch
+from pathlib import Path
+from lightning import Trainer
+from lightning.fabric.plugins import TorchCheckpointIO
+from lightning.pytorch.plugins.io import AsyncCheckpointIO
+from lingbot.checkpoints.checkpoint_io import write_whole_checkpoints
+
+class Own(TorchCheckpointIO):
+    def save_checkpoint(self, checkpoint, path, storage_options=None):
+        torch.save(checkpoint, path)
+        if checkpoint["step"] == 2:
+            Path(path).write_bytes(Path(path).read_bytes()[:1000])
+            print("writing", flush=True)
+            time.sleep(60)
+
+plugin = Own() if sys.argv[2] == "own" else AsyncCheckpointIO(Own())
+trainer = Trainer(accelerator="cpu", logger=False, plugins=[plugin])
+write_whole_checkpoints(trainer)
+for step in (1, 2):
+    trainer.strategy.save_checkpoint({"step": step, "weights": torch.zeros(1 << 16)}, sys.argv[1])
+time.sleep(60)
 """
 
 
@@ -54,6 +82,62 @@ def test_a_writer_that_is_killed_leaves_the_checkpoint_before_whole(tmp_path: Pa
         process.send_signal(signal.SIGKILL)
     assert process.returncode == -signal.SIGKILL
     assert step_of(path) == 1
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize("plugin", ["own", "own, in the background"])
+def test_kill_9_under_a_plugin_of_ones_own_leaves_the_checkpoint_before_whole(
+    tmp_path: Path, plugin: str
+) -> None:
+    path = tmp_path / "last.ckpt"
+    with subprocess.Popen(
+        [sys.executable, "-c", OWN_WRITER, str(path), plugin],
+        stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+    ) as process:  # fmt: skip
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"writing\n"
+        process.send_signal(signal.SIGKILL)
+    assert step_of(path) == 1
+
+
+class Folders(CheckpointIO):
+    """A plugin whose checkpoints are folders."""
+
+    def save_checkpoint(self, checkpoint, path, storage_options=None) -> None:
+        Path(path).mkdir()
+        for name, value in checkpoint.items():
+            Path(path, name).write_text(f"{value} {storage_options}")
+
+    def load_checkpoint(self, path, *_, **__) -> dict:
+        return {file.name: file.read_text() for file in Path(path).iterdir()}
+
+    def remove_checkpoint(self, path) -> None:
+        raise NotImplementedError
+
+
+def test_a_plugin_of_ones_own_writes_and_reads_what_it_did_before(tmp_path: Path) -> None:
+    trainer = Trainer(accelerator="cpu", logger=False, plugins=[Folders()])
+    write_whole_checkpoints(trainer)
+    write_whole_checkpoints(trainer)  # twice is once
+    strategy, path = trainer.strategy, tmp_path / "last.ckpt"
+    strategy.save_checkpoint({"step": 1, "old": 0}, path, storage_options="kept")
+    strategy.save_checkpoint({"step": 2}, path, storage_options="kept")
+    assert strategy.load_checkpoint(path) == {"step": "2 kept"}
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("plugin", [None, TorchCheckpointIO, AsyncCheckpointIO])
+def test_lightnings_own_plugins_write_beside_the_target_without_a_copy(
+    tmp_path: Path, monkeypatch, plugin
+) -> None:
+    monkeypatch.setattr(
+        "lightning.fabric.plugins.io.torch_io._atomic_save", lambda *_: pytest.fail("a copy")
+    )
+    trainer = Trainer(accelerator="cpu", logger=False, plugins=[plugin()] if plugin else None)
+    write_whole_checkpoints(trainer)
+    trainer.strategy.save_checkpoint({"step": 5}, tmp_path / "last.ckpt")
+    trainer.strategy.teardown()  # which waits for what is written in the background
+    assert step_of(tmp_path / "last.ckpt") == 5
 
 
 def _write_on_a_full_disk(path: str) -> None:

@@ -1,13 +1,11 @@
-import json
-
 import pytest
 import torch
-from safetensors.torch import save_file
 from torch import nn
 
 from lingbot.checkpoints.weights import TEXT_ENCODER, TRANSFORMER, load_weights, save_weights
 from lingbot.model import CausalLingBotTransformer, TransformerConfig
 from tests.model.worlds import SMALL, small_transformer
+from tests.support.published import LAYOUTS, write_shards
 
 
 def same(a: nn.Module, b: nn.Module, atol: float = 0.0) -> bool:
@@ -17,20 +15,7 @@ def same(a: nn.Module, b: nn.Module, atol: float = 0.0) -> bool:
     )
 
 
-def write_shards(folder, state) -> None:
-    """Two shards and an index, as the public checkpoints have them."""
-    folder.mkdir(parents=True)
-    names = sorted(state)
-    weight_map = {}
-    for i, part in enumerate((names[::2], names[1::2])):
-        shard = f"diffusion_pytorch_model-0000{i + 1}-of-00002.safetensors"
-        save_file({name: state[name].contiguous() for name in part}, folder / shard)
-        weight_map |= dict.fromkeys(part, shard)
-    index = folder / "diffusion_pytorch_model.safetensors.index.json"
-    index.write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
-
-
-@pytest.mark.parametrize("layout", ["lingbot_world_fast", "transformer"])
+@pytest.mark.parametrize("layout", LAYOUTS.values())
 def test_both_public_layouts_load_from_their_shards(tmp_path, layout):
     theirs, ours = small_transformer(), small_transformer(seed=5)
     write_shards(tmp_path / layout, theirs.state_dict())

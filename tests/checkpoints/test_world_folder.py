@@ -10,7 +10,6 @@ import sys
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import UMT5Config, UMT5EncoderModel
 
 from lingbot import generate
 from lingbot.checkpoints.world_folder import check_files, find_world
@@ -19,6 +18,7 @@ from lingbot.errors import UserError
 from lingbot.launch import compose_command
 from lingbot.module import LingBotModule
 from lingbot.world import load_world
+from tests.support.published import write_umt5
 from tests.support.worlds import tiny_world
 
 
@@ -139,11 +139,7 @@ def test_nan_in_a_world_ends_a_command_with_one_line_and_2(copied, tmp_path, mon
 def public(tmp_path, folder):
     """A folder in the published layout, with a UMT5 of the model's width and the tiny codec."""
     place = tmp_path / "public"
-    config = UMT5Config(vocab_size=9, d_model=64, d_kv=8, d_ff=32, num_layers=1, num_heads=2)
-    UMT5EncoderModel(config).save_pretrained(place / "text_encoder")
-    (place / "tokenizer").mkdir()
-    (place / "tokenizer" / "tokenizer_config.json").write_text("{}")
-    (place / "tokenizer" / "tokenizer.json").write_text("{}")
+    write_umt5(place, width=64)
     shutil.copytree(folder / "codec", place / "vae")
     (place / "transformer").mkdir()
     shutil.copy(folder / "transformer.safetensors", place / "transformer")

@@ -4,12 +4,10 @@ import logging
 
 import pytest
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
+from transformers import UMT5EncoderModel
 
 from lingbot.codec.text import ByteTextEncoder, UMT5TextEncoder
-
-WORDS = ["<pad>", "</s>", "<unk>", "noon", "grass", "warm", "sparse"]
+from tests.support.published import write_umt5
 
 
 @pytest.fixture
@@ -22,18 +20,7 @@ def byte_encoder() -> ByteTextEncoder:
 def umt5_folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("checkpoint")
     torch.manual_seed(0)
-    config = UMT5Config(
-        vocab_size=len(WORDS), d_model=16, d_kv=8, d_ff=32, num_layers=1, num_heads=2
-    )
-    UMT5EncoderModel(config).save_pretrained(folder / "text_encoder")
-    words = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, "<unk>"))
-    words.pre_tokenizer = pre_tokenizers.Whitespace()
-    words.post_processor = processors.TemplateProcessing(
-        single="$A </s>", special_tokens=[("</s>", 1)]
-    )
-    PreTrainedTokenizerFast(
-        tokenizer_object=words, pad_token="<pad>", eos_token="</s>", unk_token="<unk>"
-    ).save_pretrained(folder / "tokenizer")
+    write_umt5(folder, width=16)
     return folder
 
 

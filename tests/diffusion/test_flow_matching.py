@@ -10,12 +10,12 @@ from tests.model.worlds import SMALL, chunk_inputs, small_transformer
 TEXT = torch.linspace(-1, 1, 2 * 5 * 16).view(2, 5, 16)
 
 
-def losses(objective: FlowMatching, transformer, chunks: int = 2, seed: int = 0, resample=False):
+def losses(objective: FlowMatching, transformer, chunks: int = 2, seed: int = 0, step=None):
     latents, condition, controls = (x.repeat(2, 1, 1, 1, 1) for x in chunk_inputs(SMALL, chunks))
     return objective(
         transformer, latents, condition, controls, TEXT, cache=KVCacheConfig(),
         exchange=LocalExchange(4), generator=torch.Generator().manual_seed(seed),
-        resample=resample,
+        step=step,
     )  # fmt: skip
 
 
@@ -74,7 +74,7 @@ def test_noise_on_the_history_changes_later_chunks_only():
 def test_a_resampled_history_is_made_by_the_model_and_carries_no_gradient():
     transformer = small_transformer().requires_grad_(True)
     seen = HistoryRecorder(transformer)
-    result = losses(FlowMatching(FlowSchedule(5.0)), seen, resample=True)
+    result = losses(FlowMatching(FlowSchedule(5.0), resampled_history=1.0), seen, step=0)
     truth = chunk_inputs(SMALL, 2)[0]
     first, second = seen.histories
     assert torch.equal(first[:1], truth)  # the clip is made from its own clean history
@@ -84,10 +84,17 @@ def test_a_resampled_history_is_made_by_the_model_and_carries_no_gradient():
     assert all(p.grad is not None for p in transformer.parameters())
 
 
+def test_a_validation_sees_the_clean_history():
+    seen = HistoryRecorder(small_transformer())
+    losses(FlowMatching(FlowSchedule(5.0), resampled_history=1.0), seen)
+    (history,) = seen.histories
+    assert torch.equal(history[:1], chunk_inputs(SMALL, 2)[0])
+
+
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.5, 1.0])
 def test_the_asked_share_of_steps_resamples_its_history_evenly(share):
     objective = FlowMatching(FlowSchedule(5.0), resampled_history=share)
-    chosen = [objective.resamples(step) for step in range(1000)]
+    chosen = [objective._resamples(step) for step in range(1000)]
     assert sum(chosen) == pytest.approx(1000 * share, abs=1)
     assert sum(chosen[:20]) == pytest.approx(20 * share, abs=1)
 

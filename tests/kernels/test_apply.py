@@ -15,7 +15,7 @@ from lingbot.parallel.splits import even_splits
 from tests.codec.test_split import make_codec
 from tests.codec.test_video import WAN
 from tests.distributed import run_ranks
-from tests.kernels.driving import applied, drive
+from tests.kernels.driving import applied, chosen, drive
 from tests.model.worlds import SMALL
 
 
@@ -35,12 +35,13 @@ def _driven_by_a_rank(rank: int, config: KernelConfig) -> Tensor:
 @pytest.mark.processes
 @pytest.mark.parametrize(
     "config",
-    [KernelConfig(pack_qkv=True), KernelConfig(pack_qkv=True, linears="fp8", kv="fp8")],
+    [{"pack_qkv": True}, {"pack_qkv": True, "linears": "fp8", "kv": "fp8"}],
     ids=["packed", "fp8"],
 )
 def test_ranks_drive_as_one_does_in_every_precision(config):
-    expected = drive(applied(config))
-    for made in run_ranks(_driven_by_a_rank, 2, config):
+    kernels = chosen(**config)
+    expected = drive(applied(kernels))
+    for made in run_ranks(_driven_by_a_rank, 2, kernels):
         torch.testing.assert_close(made, expected, rtol=0, atol=5e-6)
 
 
@@ -63,7 +64,7 @@ def test_choices_that_are_none_are_refused(bad, says):
 
 def test_kernels_without_a_backward_pass_are_refused_for_training():
     for config in (
-        KernelConfig("triton", pack_qkv=True), KernelConfig(linears="fp8"), KernelConfig(kv="fp8"),
+        KernelConfig("triton", pack_qkv=True), KernelConfig(linears="fp8"), chosen(kv="fp8"),
     ):  # fmt: skip
         with pytest.raises(ValueError, match="is for driving: train with kernels=reference"):
             config.check_training()

@@ -6,11 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from lingbot.kernels import KernelConfig
 from lingbot.kernels.fp8 import Fp8Linear, quantise_rows, scaled_matmul
 from lingbot.kernels.fp8_kv import Fp8KV, decode_values, encode, encode_keys_values
 from lingbot.model import KVCache
-from tests.kernels.driving import WINDOW, applied, drive
+from tests.kernels.driving import WINDOW, applied, chosen, drive
 from tests.model.worlds import SMALL, cached, small_transformer
 
 
@@ -57,7 +56,7 @@ def test_what_is_encoded_for_fp8_attention_comes_back_within_half_a_step():
 
 
 def test_keys_and_values_in_fp8_drive_near_the_reference_with_half_the_memory():
-    exact, rough = small_transformer(), applied(KernelConfig(kv="fp8"))
+    exact, rough = small_transformer(), applied(chosen(kv="fp8"))
     reference, flows = drive(exact), drive(rough)
     relative = (flows - reference).norm() / reference.norm()
     assert 0 < relative < 0.05

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from torch import nn
 
-from lingbot.kernels import KernelConfig
-from tests.kernels.driving import applied, drive
+from tests.kernels.driving import applied, chosen, drive
 
-CONFIGS = {
-    "reference": KernelConfig(),
-    "packed": KernelConfig(pack_qkv=True),
-    "fp8": KernelConfig(pack_qkv=True, linears="fp8", kv="fp8"),
+CONFIGS: dict[str, dict[str, Any]] = {
+    "reference": {},
+    "packed": {"pack_qkv": True},
+    "fp8": {"pack_qkv": True, "linears": "fp8", "kv": "fp8"},
 }
 
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_every_module_that_has_weights_is_called(name: str) -> None:
-    transformer = applied(CONFIGS[name])
+    transformer = applied(chosen(**CONFIGS[name]))
     fired: set[str] = set()
     having = {
         key: module

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -13,14 +14,14 @@ from lingbot.kernels.fp8 import Fp8Linear
 from lingbot.kernels.linears import PackedLinear, replace_linears
 from lingbot.model import CausalLingBotTransformer, TransformerConfig
 from lingbot.muon import Muon
-from tests.kernels.driving import applied, drive
+from tests.kernels.driving import applied, chosen, drive
 from tests.model.worlds import SMALL, small_transformer
 
-OPTIONS = {
-    "reference": KernelConfig(),
-    "packed": KernelConfig(pack_qkv=True),
-    "fp8": KernelConfig(linears="fp8"),
-    "packed fp8": KernelConfig(pack_qkv=True, linears="fp8", kv="fp8"),
+OPTIONS: dict[str, dict[str, Any]] = {
+    "reference": {},
+    "packed": {"pack_qkv": True},
+    "fp8": {"linears": "fp8"},
+    "packed fp8": {"pack_qkv": True, "linears": "fp8", "kv": "fp8"},
 }
 
 
@@ -52,7 +53,10 @@ def adapted(*names: str) -> CausalLingBotTransformer:
 
 @pytest.mark.parametrize("option", OPTIONS)
 def test_state_dicts_have_the_published_names_and_weights_under_every_option(option: str) -> None:
-    before, after = small_transformer().state_dict(), applied(OPTIONS[option]).state_dict()
+    before, after = (
+        small_transformer().state_dict(),
+        applied(chosen(**OPTIONS[option])).state_dict(),
+    )
     assert before.keys() == after.keys()
     for name, weight in before.items():
         assert after[name].dtype == weight.dtype
@@ -66,9 +70,11 @@ def test_state_dicts_have_the_published_names_and_weights_under_every_option(opt
 @pytest.mark.parametrize("option", OPTIONS)
 def test_what_is_saved_under_an_option_loads_under_every_other(option: str) -> None:
     other = small_transformer(seed=7)
-    apply(other, OPTIONS[option])
+    apply(other, chosen(**OPTIONS[option]))
     other.load_state_dict(small_transformer().state_dict())
-    torch.testing.assert_close(drive(other), drive(applied(OPTIONS[option])), rtol=0, atol=1e-6)
+    torch.testing.assert_close(
+        drive(other), drive(applied(chosen(**OPTIONS[option]))), rtol=0, atol=1e-6
+    )
     plain = small_transformer(seed=7)
     plain.load_state_dict(other.state_dict())
     near = 0.05 if "fp8" in option else 1e-6
@@ -80,7 +86,7 @@ def test_a_missing_weight_is_told_by_its_published_name() -> None:
     state = small_transformer().state_dict()
     del state["blocks.1.self_attn.k.weight"]
     for option in ("packed", "packed fp8"):
-        found = applied(OPTIONS[option]).load_state_dict(dict(state), strict=False)
+        found = applied(chosen(**OPTIONS[option])).load_state_dict(dict(state), strict=False)
         assert "blocks.1.self_attn.k.weight" in found.missing_keys
         assert not [name for name in found.missing_keys if "qkv" in name]
 
@@ -150,13 +156,13 @@ def test_adapters_and_fp8_compose(kernels: str) -> None:
     """An adapter adds its update to a base in fp8; packed, it is merged first."""
     names = ("self_attn.q", "self_attn.o", "cross_attn.v", "ffn.0", "cam_scale_layer")
     exact, rough = adapted(*names), adapted(*names)
-    apply(rough, OPTIONS[kernels])
+    apply(rough, chosen(**OPTIONS[kernels]))
     block = rough.blocks[0]
     for name in names[1:]:
         assert isinstance(block.get_submodule(name), LowRank)
         assert isinstance(block.get_submodule(f"{name}.base"), Fp8Linear)
         assert isinstance(block.get_submodule(f"{name}.down"), nn.Linear)
-    plain = applied(OPTIONS[kernels])
+    plain = applied(chosen(**OPTIONS[kernels]))
     reference, flows = drive(exact), drive(rough)
     error = (flows - reference).norm() / reference.norm()
     assert 0 < error < 0.1

@@ -42,7 +42,7 @@ def cached(
     grid = transformer.config.grid(frames, HEIGHT // 8, WIDTH // 8)
     exchange = exchange or LocalExchange(transformer.config.num_heads)
     model = CachedTransformer(transformer, cache, grid, exchange, policy)
-    model.set_text(torch.linspace(-1, 1, 5 * 16).view(1, 5, 16))
+    model.set_text(torch.linspace(-1, 1, 5 * 16).view(1, 5, 16).to(transformer.device))
     return model
 
 
