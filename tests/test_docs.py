@@ -42,6 +42,6 @@ def test_options_that_pages_name_are_there(repository):
     for page in pages:
         for group, choice in re.findall(r"\b([a-z_]+)=([a-z]\w+)\b", page.read_text()):
             file = Path(repository, "conf", group, f"{choice}.yaml")
-            if group in groups and not file.is_file() and choice not in ("null", "plain", "my"):
+            if group in groups and not file.is_file() and choice not in ("null", "with_penalty"):
                 wrong.append(f"{page.name}: {group}={choice}")
     assert wrong == []

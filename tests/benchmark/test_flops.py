@@ -12,6 +12,13 @@ GRID = SMALL.grid(3, HEIGHT // 8, WIDTH // 8)
 CACHE = KVCacheConfig(6, 2)
 
 
+@pytest.fixture(autouse=True)
+def _no_padding(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows that a CPU's linears are padded with are no work of the model's."""
+    monkeypatch.setattr("lingbot.model.linear.FEWEST_ROWS", 1)
+    monkeypatch.setattr("lingbot.model.linear.TILE", 1)
+
+
 def counted(work) -> int:
     with FlopCounterMode(display=False) as counter:
         work()
