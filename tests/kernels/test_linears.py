@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from lingbot.kernels import KernelConfig, apply
 from lingbot.kernels.fp8 import Fp8Linear
@@ -16,6 +16,7 @@ from lingbot.model import CausalLingBotTransformer, TransformerConfig
 from lingbot.muon import Muon
 from tests.kernels.driving import applied, chosen, drive
 from tests.model.worlds import SMALL, small_transformer
+from tests.support.adapters import LowRank
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "reference": {},
@@ -23,23 +24,6 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "fp8": {"linears": "fp8"},
     "packed fp8": {"pack_qkv": True, "linears": "fp8", "kv": "fp8"},
 }
-
-
-class LowRank(nn.Module):
-    """An adapter: a linear and a low-rank update beside it."""
-
-    def __init__(self, base: nn.Linear) -> None:
-        super().__init__()
-        self.base = base
-        self.down = nn.Linear(base.in_features, 2, bias=False)
-        self.up = nn.Linear(2, base.out_features, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.base(x) + self.up(self.down(x))
-
-    def merged_weights(self) -> dict[str, Tensor]:
-        weight = self.base.weight + self.up.weight @ self.down.weight
-        return {"weight": weight, "bias": self.base.bias}
 
 
 def adapted(*names: str) -> CausalLingBotTransformer:
